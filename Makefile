@@ -1,0 +1,43 @@
+# Labline's own commands. `make demo` and `make test` need Python 3.11+, git and make; they fetch the rest into this folder.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+# uv from the PATH, or one of our own in .tools
+UV := $(or $(shell command -v uv 2>&1),$(CURDIR)/.tools/bin/uv)
+export PATH := $(dir $(UV)):$(PATH)
+# A wheelhouse that pip is set up with is honoured too: uv does not look there by itself.
+LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>&1 | grep -v -e ^ERROR -e ^WARNING)
+ifneq ($(LINKS),)
+export UV_FIND_LINKS ?= $(LINKS)
+endif
+PYTEST := $(UV) run --quiet pytest
+
+.PHONY: help demo test test-fast bake take clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(CURDIR)/.tools/bin/uv:
+	@echo "uv: none on the PATH, installing one into .tools"
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet uv
+
+demo: $(UV) ## generate a project on real data, run it, serve it, ask it
+	@$(UV) run --quiet python tools/demo.py
+
+test: $(UV) ## all tests, at most 25 minutes
+	@$(PYTEST) tests
+
+test-fast: $(UV) ## an answer in two minutes
+	@$(PYTEST) tests -m "not slow"
+
+bake: $(UV) ## a project in baked/ whose notebooks you can edit live
+	@$(UV) run --quiet cookiecutter . --no-input --overwrite-if-exists --output-dir baked project=labproject
+	@echo "edit: cd baked/labproject && uv run jupyter lab; then: make take"
+
+take: $(UV) ## the edits in baked/ back into the template
+	@cd baked/labproject && $(UV) run --quiet nbdev-export && $(UV) run --quiet nbdev-clean
+	@$(UV) run --quiet python tools/take.py baked/labproject
+
+clean: ## remove what the commands above made
+	rm -rf .venv .tools baked demo

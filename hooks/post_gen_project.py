@@ -1,0 +1,205 @@
+"""Turn the rendered files into a working project: data, environment, git, DVC. Safe to run twice."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+# Answers come as one JSON literal: whatever is in them stays data.
+ANSWERS = json.loads(r'''{{ cookiecutter | tojson }}''')
+PACKAGE = ANSWERS["__package"]
+
+DESCRIBE = f"import sys; from {PACKAGE}.data import main; main(*sys.argv[1:])"
+
+
+class Unusable(Exception):
+    """The answers cannot become a project; nothing is kept."""
+
+
+class Later(Exception):
+    """A step could not be done here; its message says what to run."""
+
+
+def run(*command: str) -> str:
+    """A command's output. Raises Later where it is missing or fails, with its own last line."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    except FileNotFoundError:
+        raise Later(f"{command[0]} is not installed") from None
+    if done.returncode:
+        said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise Later(said[-1] if said else f"{command[0]} ended with {done.returncode}")
+    return done.stdout
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, less a virtual environment that is not the project's, and with pip's wheelhouse for uv."""
+    clean = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    return clean | ({"UV_FIND_LINKS": links} if (links := find_links()) else {})
+
+
+def find_links() -> str:
+    """The folder of wheels that pip is set up with; uv does not look there by itself."""
+    if links := os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS"):
+        return links
+    pip = [shutil.which("python3") or sys.executable, "-m", "pip", "config", "get", "global.find-links"]
+    return subprocess.run(pip, capture_output=True, text=True).stdout.strip()
+
+
+def bring_data() -> str:
+    """Copy or download the user's table, as it is."""
+    data = ANSWERS["data"]
+    Path("data/raw").mkdir(parents=True, exist_ok=True)
+    if data == "sample":
+        return "a sample, which comes with scikit-learn"
+    url = re.match(r"https?://", data)
+    target = Path("data/raw") / Path(data.partition("?")[0] if url else data).name
+    if target.exists():
+        return f"{target} is there already"
+    try:
+        fetch(data, target) if url else shutil.copyfile(find_file(data), target)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise Unusable(f"data: {data!r} cannot be read ({getattr(error, 'reason', error)})") from error
+    return f"{target}, {target.stat().st_size:,} bytes"
+
+
+def fetch(url: str, target: Path) -> None:
+    """Download an address into a file."""
+    with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as file:
+        shutil.copyfileobj(response, file)
+
+
+def find_file(data: str) -> Path:
+    """The user's table, relative to where cookiecutter was called, or to the folder that the project went to."""
+    places = [Path(os.environ.get("PWD", ".")), Path.cwd().parent]
+    paths = [place / Path(data).expanduser() for place in places]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def lock() -> str:
+    """Make `uv.lock`, with torch's CPU wheel where the wheelhouse has one and no GPU wants the other."""
+    if Path("uv.lock").exists():
+        run("uv", "lock", "--check")
+        return "uv.lock is there already"
+    wheel = cpu_torch()
+    run("uv", "lock", *(["--upgrade-package", f"torch=={wheel}"] if wheel else []))
+    return f"uv.lock, torch {wheel}" if wheel else "uv.lock"
+
+
+def cpu_torch() -> str:
+    """The version of a CPU wheel of torch in the wheelhouse, or nothing where a GPU build is wanted."""
+    if ANSWERS["accelerator"] == "cuda" or (ANSWERS["accelerator"] == "auto" and shutil.which("nvidia-smi")):
+        return ""
+    links = Path(find_links().split()[0]) if find_links() else None
+    wheels = sorted(links.glob("torch-2.13.*+cpu-*.whl")) if links and links.is_dir() else []
+    return wheels[-1].name.split("-")[1] if wheels else ""
+
+
+def sync() -> str:
+    """Install the environment."""
+    run("uv", "sync", "--locked", "--quiet")
+    return ".venv"
+
+
+def understand() -> str:
+    """Find target and task in the data, and write them into `params.yaml`."""
+    source = "" if any(Path("data/raw").glob("*.*")) else ANSWERS["data"]
+    command = ["uv", "run", "--no-sync", "python", "-c", DESCRIBE, "data/raw", ANSWERS["target"], ANSWERS["task"], source]
+    try:
+        found = json.loads(run(*command))
+    except Later as failure:
+        if str(failure).startswith("error: "):
+            raise Unusable(str(failure).removeprefix("error: ")) from failure
+        raise
+    params = Path("params.yaml").read_text()
+    for name in ("target", "task"):
+        params = re.sub(rf"(?m)^(  {name}:) .*?(  #.*)?$", lambda m: f"{m[1]} {json.dumps(found[name])}{m[2] or ''}", params, count=1)
+    Path("params.yaml").write_text(params)
+    return "\n".join(said_aloud(found))
+
+
+def said_aloud(found: dict) -> list[str]:
+    """What was taken from the table, for the user to contradict."""
+    how = {name: "given" if ANSWERS[name] != "auto" else "inferred" for name in ("target", "task")}
+    lines = [f"{found['rows']:,} rows, {found['columns']} columns to learn from; target {found['target']!r} ({how['target']}),"
+             f" task {found['task']} ({how['task']}); params.yaml has both"]
+    if found["without_target"]:
+        lines.append(f"{found['without_target']:,} rows have no target and will be dropped")
+    return lines + [f"left out: {name}: {why}" for name, why in found["ignored"].items()]
+
+
+def start_git() -> str:
+    """A repository of the project's own."""
+    if Path(".git").exists():
+        return "a repository already"
+    run("git", "init", "--quiet", "--initial-branch", "main")
+    return "a new repository"
+
+
+def start_dvc() -> str:
+    """DVC with its storage, and the table tracked."""
+    dvc = ("uv", "run", "--no-sync", "dvc")
+    if not Path(".dvc/config").exists():
+        run(*dvc, "init", "--quiet", *([] if Path(".git").exists() else ["--no-scm"]))
+        run(*dvc, "config", "core.analytics", "false")
+        run(*dvc, "remote", "add", "--quiet", "--default", "storage", ANSWERS["remote"])
+    if not any(Path("data/raw").glob("*")):
+        raise Later("there is no table in data/raw yet")
+    run(*dvc, "add", "--quiet", "data/raw")
+    return f"storage {ANSWERS['remote']}, data/raw tracked"
+
+
+def install_hooks() -> str:
+    """nbdev's merge driver, which keeps notebooks mergeable, and the pre-commit checks."""
+    uv = ("uv", "run", "--no-sync")
+    run(*uv, "nbdev-install-hooks")
+    run(*uv, "pre-commit", "install")
+    return "nbdev and pre-commit"
+
+
+def commit() -> str:
+    """The first commit, by the author named in the answers where git knows nobody."""
+    if subprocess.run(["git", "rev-parse", "--quiet", "--verify", "HEAD"], capture_output=True).returncode == 0:
+        return "there are commits already"
+    run("git", "add", "--all")
+    known = subprocess.run(["git", "config", "user.email"], capture_output=True).returncode == 0
+    who = [] if known else ["-c", f"user.name={ANSWERS['author']}", "-c", f"user.email={ANSWERS['email']}"]
+    run("git", *who, "commit", "--quiet", "--no-verify", "--message", f"Start {PACKAGE}")
+    return "the first one"
+
+
+# What to do, and what to run later where it could not be done.
+STEPS = [
+    (bring_data, "data", "put your table into data/raw"),
+    (lock, "lock", "uv lock"),
+    (sync, "environment", "uv sync"),
+    (understand, "table", "set target and task in params.yaml"),
+    (start_git, "git", "git init"),
+    (start_dvc, "dvc", f"uv run dvc init && uv run dvc add data/raw && uv run dvc remote add -d storage {ANSWERS['remote']}"),
+    (install_hooks, "hooks", "uv run nbdev-install-hooks && uv run pre-commit install"),
+    (commit, "commit", "git add --all && git commit"),
+]
+
+
+def main() -> None:
+    """Take the steps; each says how it went."""
+    for step, name, later in STEPS:
+        try:
+            first, *more = step().splitlines()
+            print(f"  ok     {name:<12} {first}", *(f"         {'':<12} {line}" for line in more), sep="\n", flush=True)
+        except Later as reason:
+            print(f"  later  {name:<12} {reason}; run: {later}", flush=True)
+        except Unusable as reason:
+            sys.exit(f"error: {reason}")
+    print(f"\nNext:\n  cd {PACKAGE}\n  uv run dvc repro          # prepare, train, evaluate, package\n"
+          "  uv run jupyter lab        # the same notebooks, interactively", flush=True)
+
+
+if __name__ == "__main__":
+    main()

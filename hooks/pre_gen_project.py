@@ -1,0 +1,112 @@
+"""Refuse answers that cannot become a working project, before anything is written."""
+
+import json
+import keyword
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+# Answers come as one JSON literal: whatever is in them stays data.
+ANSWERS = json.loads(r'''{{ cookiecutter | tojson }}''')
+
+TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+SCHEMES = ("s3", "gs", "azure", "ssh")
+# What a project's own folders, tools and imports are called; a package of that name would hide them.
+TAKEN = {"test", "tests", "data", "build", "notebooks", "nbs", "runs", "models", "wandb", "dvc", "nbdev", "papermill",
+         "bentoml", "jupyter", "ipykernel", "numpy", "pandas", "torch", "lightning", "sklearn", "onnx", "onnxruntime",
+         "skl2onnx", "skops", "matplotlib", "pyarrow", "pydantic", "typer", "pytest", "yaml", "scipy", "fastcore"}
+
+
+def check_text(answers: dict) -> list[str]:
+    """Every answer is one line; the project's name is a name."""
+    wrong = [f"{name}: {value!r} has a line break or control character; use one line"
+             for name, value in answers.items()
+             if isinstance(value, str) and any(ord(c) < 32 or ord(c) == 127 for c in value)]
+    if odd := sorted(set(re.findall(r"[^\w\s.-]", answers["project"])) | set(re.findall(r"\.\.", answers["project"]))):
+        wrong.append(f"project: {answers['project']!r} has {' '.join(odd)} in it; use letters, digits, spaces and hyphens")
+    if not re.fullmatch(r"[^@\s<>\"]+@[^@\s<>\"]+", answers["email"]):
+        wrong.append(f"email: {answers['email']!r} is not an e-mail address")
+    return wrong
+
+
+def check_package(package: str, project: str) -> list[str]:
+    """The name that Python will import."""
+    if not package.isidentifier():
+        return [f"project: {project!r} gives the package name {package!r}, which Python cannot import; begin with a letter"]
+    if keyword.iskeyword(package) or keyword.issoftkeyword(package):
+        return [f"project: {package!r} is a word of the Python language; choose another name"]
+    if package in sys.stdlib_module_names:
+        return [f"project: {package!r} is a module of Python's standard library; choose another name"]
+    if package in TAKEN:
+        return [f"project: {package!r} would hide a package or folder that the project uses; choose another name"]
+    return []
+
+
+def find_file(data: str) -> Path:
+    """The user's table, relative to where cookiecutter was called, or to the folder that the project goes to."""
+    places = [Path(os.environ.get("PWD", ".")), Path.cwd().parent]
+    paths = [place / Path(data).expanduser() for place in places]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def check_data(data: str) -> list[str]:
+    """The user's table exists and is of a kind that can be read."""
+    if data == "sample":
+        return []
+    if re.match(r"https?://", data):
+        return check_url(data)
+    if "://" in data:
+        return [f"data: {data!r} is no address that can be read; give a file, or http:// or https://"]
+    path = find_file(data)
+    if not path.exists():
+        return [f"data: there is no file {data!r}; give the path of a table, or 'sample'"]
+    if path.is_dir():
+        return [f"data: {data!r} is a folder; give one file in it"]
+    return check_kind(data, path.name)
+
+
+def check_kind(data: str, name: str) -> list[str]:
+    """The file's name ends as a table's does."""
+    if name.lower().endswith(TABLES):
+        return []
+    return [f"data: {data!r} is of a kind that cannot be read; convert it to one of {', '.join(TABLES)}"]
+
+
+def check_url(url: str) -> list[str]:
+    """The address answers. Nothing is kept of it yet."""
+    if wrong := check_kind(url, url.partition("?")[0]):
+        return wrong
+    try:
+        with urllib.request.urlopen(url, timeout=20):
+            return []
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return [f"data: {url!r} cannot be read ({getattr(error, 'reason', error)}); check the address"]
+
+
+def check_remote(remote: str) -> list[str]:
+    """DVC storage is a folder, or an address of a kind that is offered."""
+    scheme, separator, rest = remote.partition("://")
+    if not remote.strip() or (separator and not rest):
+        return [f"remote: {remote!r} names no place; give a folder or an address"]
+    if separator and scheme not in SCHEMES:
+        return [f"remote: {scheme!r} is not offered; use a folder, {', '.join(s + '://' for s in SCHEMES)}"]
+    if "@" in rest and ":" in rest.split("@")[0]:
+        return ["remote: it holds a password, which would end up in git; leave it out and use `dvc remote modify --local`"]
+    return []
+
+
+def main() -> None:
+    """Say everything that is wrong, one line each."""
+    wrong = check_text(ANSWERS)
+    wrong += [] if wrong else check_package(ANSWERS["__package"], ANSWERS["project"])
+    wrong += check_data(ANSWERS["data"]) + check_remote(ANSWERS["remote"])
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
