@@ -107,6 +107,12 @@ def sync() -> str:
     return ".venv"
 
 
+def export() -> str:
+    """Export the notebooks once: nbdev's index of names is laid out by the package's name."""
+    run("uv", "run", "--no-sync", "nbdev-export")
+    return f"{PACKAGE}/, from nbs/"
+
+
 def understand() -> str:
     """Find target and task in the data, and write them into `params.yaml`."""
     source = "" if any(Path("data/raw").glob("*.*")) else ANSWERS["data"]
@@ -179,6 +185,7 @@ STEPS = [
     (bring_data, "data", "put your table into data/raw"),
     (lock, "lock", "uv lock"),
     (sync, "environment", "uv sync"),
+    (export, "package", "uv run nbdev-export"),
     (understand, "table", "set target and task in params.yaml"),
     (start_git, "git", "git init"),
     (start_dvc, "dvc", f"uv run dvc init && uv run dvc add data/raw && uv run dvc remote add -d storage {ANSWERS['remote']}"),

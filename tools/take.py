@@ -18,8 +18,8 @@ FOLDERS = ("nbs", "notebooks", "tests", "{package}")
 
 
 def is_source(path: Path) -> bool:
-    """Whether a file belongs into the template."""
-    return path.suffix in {".ipynb", ".py"} and not {".ipynb_checkpoints", "__pycache__"} & set(path.parts)
+    """Whether a file belongs into the template. nbdev's index is laid out by the name's length: the hook makes it anew."""
+    return path.suffix in {".ipynb", ".py"} and path.name != "_modidx.py" and not {".ipynb_checkpoints", "__pycache__"} & set(path.parts)
 
 
 def templated(text: str, package: str) -> str:
