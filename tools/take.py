@@ -14,7 +14,6 @@ from pathlib import Path
 
 TEMPLATE = Path(__file__).parents[1] / "{{cookiecutter.__package}}"
 VARIABLE = "{{cookiecutter.__package}}"
-FOLDERS = ("nbs", "notebooks", "tests", "{package}")
 
 
 def is_source(path: Path) -> bool:
@@ -29,28 +28,33 @@ def templated(text: str, package: str) -> str:
     return re.sub(rf"(?<![A-Za-z0-9_]){package}(?![A-Za-z0-9_])", VARIABLE, text)
 
 
+def read(project: Path) -> dict[Path, str]:
+    """The project's notebooks, modules and tests as the template holds them, by path below the template."""
+    package = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["nbdev"]["lib_path"]
+    texts = {}
+    for folder in ("nbs", "notebooks", "tests", package):
+        for path in sorted(p for p in (project / folder).rglob("*") if is_source(p)):
+            try:
+                text = templated(path.read_text(), package)
+            except ValueError as error:
+                raise SystemExit(f"error: {path}: {error}") from error
+            texts[Path(VARIABLE if folder == package else folder) / path.relative_to(project / folder)] = text
+    return texts
+
+
 def take(project: Path, template: Path = TEMPLATE) -> list[Path]:
     """Bring every notebook, test and exported module of a project into the template; the files that changed."""
-    package = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["nbdev"]["lib_path"]
-    changed = []
-    for name in FOLDERS:
-        source, target = project / name.format(package=package), template / name.format(package=VARIABLE)
-        texts = {p.relative_to(source): p.read_text() for p in source.rglob("*") if is_source(p)}
-        for gone in [p for p in target.rglob("*") if is_source(p) and p.relative_to(target) not in texts]:
-            gone.unlink()
-            changed.append(gone)
-        for path, text in texts.items():
-            try:
-                text = templated(text, package)
-            except ValueError as error:
-                raise SystemExit(f"error: {source / path}: {error}") from error
-            if not (target / path).exists() or (target / path).read_text() != text:
-                (target / path).parent.mkdir(parents=True, exist_ok=True)
-                (target / path).write_text(text)
-                changed.append(target / path)
-    return changed
+    texts = read(project)
+    held = {p.relative_to(template) for p in template.rglob("*") if is_source(p)}
+    changed = [path for path, text in texts.items() if path not in held or (template / path).read_text() != text]
+    for path in changed:
+        (template / path).parent.mkdir(parents=True, exist_ok=True)
+        (template / path).write_text(texts[path])
+    for path in (gone := sorted(held - texts.keys())):
+        (template / path).unlink()
+    return [*changed, *gone]
 
 
 if __name__ == "__main__":
     for path in take(Path(sys.argv[1]).resolve()):
-        print(path.relative_to(TEMPLATE.parent))
+        print(path)

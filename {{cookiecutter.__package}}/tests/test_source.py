@@ -47,7 +47,7 @@ def test_cleaning_keeps_the_parameters_tag(copy: Path) -> None:
     """nbdev-clean strips what runs leave behind, and not the tag that papermill looks for."""
     notebooks = sorted((copy / "notebooks").glob("*.ipynb"))
     run("nbdev-clean", cwd=copy)
-    run("nbdev-clean", "notebooks", cwd=copy)
+    run("nbdev-clean", "--fname", "notebooks", cwd=copy)
     for path in notebooks:
         tags = [c["metadata"].get("tags", []) for c in json.loads(path.read_text())["cells"]]
         assert tags.count(["parameters"]) == 1, path.name
@@ -58,7 +58,7 @@ def test_notebooks_hold_no_outputs(root: Path) -> None:
     """What git keeps of a notebook is its source."""
     for path in [*root.glob("nbs/**/*.ipynb"), *root.glob("notebooks/*.ipynb")]:
         cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-        assert not any(c["outputs"] or c["execution_count"] for c in cells), f"{path.name}: run `uv run nbdev-clean`"
+        assert not any(c["outputs"] or c["execution_count"] for c in cells), f"{path.name}: run `uv run nbdev-clean --fname {path.parent.name}`"
 
 
 @pytest.mark.parametrize("module", [PACKAGE, f"{PACKAGE}.runs.cli", f"{PACKAGE}.schema"])

@@ -95,7 +95,7 @@ class Network(nn.Module):
         return self.infer(*self.prepare(rows)).double() * deviation + mean
 
 # %% ../nbs/net.ipynb #7b52009b
-HIDDEN = 0.03  # share of values hidden in training
+HIDDEN = 0.01  # share of values hidden in training
 
 def hide(
     network: Network,  # whose rows these are
@@ -329,17 +329,24 @@ class NetRegressor(RegressorMixin, _Net):
 
 # %% ../nbs/net.ipynb #f1f836cb
 def save(
-    network: Network,  # what to keep
+    estimator: NetClassifier | NetRegressor,  # fitted; labels are whole numbers
     path: str | Path,  # a file
 ) -> None:
-    "Write the network, the same bytes for the same network."
-    torch.save({"settings": network.settings, "state_dict": network.state_dict()}, path)
+    "Write the estimator, the same bytes for the same weights."
+    parameters = {**estimator.get_params(), "sizes": list(estimator.sizes), "checkpoints": None, "on_epoch": None}
+    classes = estimator.classes_.tolist() if isinstance(estimator, NetClassifier) else None
+    torch.save({"parameters": parameters, "classes": classes, "network": estimator.network_.settings,
+                "state_dict": estimator.network_.state_dict()}, path)
 
 def load(
     path: str | Path,  # what `save` wrote
-) -> Network:
-    "Read a network, ready to predict."
+) -> NetClassifier | NetRegressor:
+    "Read an estimator, ready to predict."
     state = torch.load(path, map_location="cpu", weights_only=True)
-    network = Network(**state["settings"])
-    network.load_state_dict(state["state_dict"])
-    return network.eval()
+    estimator = (NetRegressor if state["classes"] is None else NetClassifier)(**state["parameters"])
+    if state["classes"] is not None: estimator.classes_ = np.array(state["classes"])
+    estimator.network_ = Network(**state["network"])
+    estimator.network_.load_state_dict(state["state_dict"])
+    estimator.network_.eval()
+    estimator.n_features_in_ = len(state["network"]["sizes"])
+    return estimator

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import bentoml
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, with_config
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, create_model, with_config
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
@@ -110,7 +110,7 @@ def body_model(
     "The pydantic model of a request. A single row becomes a list of one."
     Row = with_config(STRICT)(TypedDict("Row", {c.name: TYPES[c.type] | None for c in schema.columns}))
     one_or_many = BeforeValidator(lambda v: [v] if isinstance(v, dict) else v, json_schema_input_type=Row | list[Row])
-    return create_model("Body", __config__=STRICT, rows=(Annotated[list[Row], Field(min_length=1), one_or_many], ...))
+    return create_model("Body", __config__=STRICT, rows=(Annotated[list[Row], FailFast(), Field(min_length=1), one_or_many], ...))
 
 # %% ../nbs/service.ipynb #12c6fc06
 class Refused(Exception):
@@ -176,20 +176,15 @@ class Release:
             self.why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             return log.error("not ready, no predictions: %s", self.why)
         self.why = None
-        log.info("serving %s of run %s on %s", *self.name, self.predictor.provider)
-
-    @property
-    def name(self) -> tuple[str, str]:
-        "Where answers come from: the model's digest and its run's key."
-        return self.manifest["digest"], self.manifest["run"]
+        log.info("serving model %s on %s", self.manifest["digest"], self.predictor.provider)
 
     def answer(
         self,
         rows: list[dict[str, Any]],  # as `read` gives them
     ) -> dict[str, Any]:  # the predictions, each with an id, and where they come from
         "Predict, and sign it."
-        model, run = self.name
-        return {"predictions": [p | {"id": uuid4().hex} for p in self.predictor(rows)], "model": model, "run": run}
+        predictions = [p | {"id": uuid4().hex} for p in self.predictor(rows)]
+        return {"predictions": predictions, "model": self.manifest["digest"], "run": self.manifest["run"]}
 
     def info(self) -> dict[str, Any]:
         "What is served."
@@ -197,7 +192,7 @@ class Release:
             "provider": self.predictor.provider, "metrics": self.metrics}
 
 # %% ../nbs/service.ipynb #63266754
-LIMIT = 2 * 2**20  # bytes a request may have
+LIMIT = 2**20  # bytes a request may have
 
 class Gate:
     "ASGI middleware: a prediction is asked of a ready release, with a body that fits."
@@ -225,7 +220,7 @@ class Gate:
         return bytes(body)
 
     async def __call__(self, scope, receive, send):
-        if (scope["type"], scope["path"], scope.get("method")) != ("http", "/predict", "POST"):
+        if (scope["type"], scope.get("path"), scope.get("method")) != ("http", "/predict", "POST"):
             return await self.app(scope, receive, send)
         try: body = await self.body(Request(scope, receive))
         except Refused as refused: return await refused.response()(scope, receive, send)
@@ -255,7 +250,9 @@ def serve(
     release = Release(folder.resolve())
     Body = body_model(release.schema)
 
-    @bentoml.service(name="predict", workers=1, traffic={"timeout": 10, "max_concurrency": 64})
+    @bentoml.service(name=Schema.__module__.partition(".")[0], workers=1,  # named as the package is
+                     traffic={"timeout": 10, "max_concurrency": 64},
+                     logging={"access": {"request_content_type": False}})  # logging it fails where it is not UTF-8
     class Predict:
         def __init__(self):
             release.start()

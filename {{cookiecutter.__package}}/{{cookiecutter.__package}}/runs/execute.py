@@ -97,9 +97,9 @@ def _git(root: Path) -> dict[str, Any]:
 # %% ../../nbs/runs/execute.ipynb #fa35e192
 def _hand_notebook_to_wandb(root: Path, folder: Path, run: str) -> None:
     "Put the executed notebook among the files of an offline W&B run."
-    for link in root.glob(f"wandb/offline-run-*-{run}/files/notebook.ipynb"):
-        link.unlink()
-        shutil.copyfile(folder / "notebook.ipynb", link)
+    for files in Path(os.environ.get("WANDB_DIR", root)).glob(f"wandb/offline-run-*-{run}/files"):
+        (files / "notebook.ipynb").unlink(missing_ok=True)  # a link into the attempt's folder, which is gone
+        shutil.copyfile(folder / "notebook.ipynb", files / "notebook.ipynb")
 
 # %% ../../nbs/runs/execute.ipynb #1574bddb
 def execute(

@@ -39,7 +39,8 @@ def _values(schema: Parameters, namespace: Mapping[str, Any]) -> dict[str, Any]:
 # %% ../../nbs/runs/tracking.ipynb #0ade7c2c
 def _wandb_environment(root: Path) -> None:
     "Keep W&B's files in the project; what the user has set stays."
-    for name in ("DATA", "CACHE", "CONFIG"): os.environ.setdefault(f"WANDB_{name}_DIR", str(root / ".wandb" / name.lower()))
+    cache = root / ".cache/wandb"  # not .wandb: where that exists, W&B writes its runs into it
+    for name in ("DATA", "CACHE", "CONFIG"): os.environ.setdefault(f"WANDB_{name}_DIR", str(cache / name.lower()))
     for name, value in {"DIR": str(root), "MODE": "offline", "SILENT": "true"}.items(): os.environ.setdefault(f"WANDB_{name}", value)
 
 def _wandb_run(name: str, made_of: Mapping[str, Any], root: Path) -> "wandb.Run":

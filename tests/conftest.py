@@ -1,0 +1,105 @@
+"""Baking projects, for all tests."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TEMPLATE = Path(__file__).parents[1]
+DATA = TEMPLATE.parent / "shared/data"
+
+
+@dataclass
+class Done:
+    """What a command said, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment, without its own virtual environment, and telling nobody."""
+    clean = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PWD"}}
+    return clean | {"BENTOML_DO_NOT_TRACK": "True", "DVC_NO_ANALYTICS": "true"} | more
+
+
+def run(*command: str, cwd: Path, **more: str) -> Done:
+    """Run a command to its end."""
+    done = subprocess.run(command, cwd=cwd, env=environment(PWD=str(cwd), **more), capture_output=True, text=True)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def succeed(*command: str, cwd: Path, **more: str) -> str:
+    """Run a command that must succeed; its output."""
+    done = run(*command, cwd=cwd, **more)
+    assert done.code == 0, f"{' '.join(command)}\n{done.out[-3000:]}\n{done.err[-3000:]}"
+    return done.out
+
+
+def cookiecutter(where: Path, hooks: bool = True, template: Path = TEMPLATE, **answers: str) -> Done:
+    """Generate a project below a folder."""
+    options = ["--no-input", "--output-dir", str(where), "--accept-hooks", "yes" if hooks else "no"]
+    given = [f"{name}={value}" for name, value in answers.items()]
+    return run(sys.executable, "-m", "cookiecutter", str(template), *options, *given, cwd=where)
+
+
+def rendered(where: Path, **answers: str) -> Path:
+    """A project as rendered, its hooks not run."""
+    done = cookiecutter(where, hooks=False, **answers)
+    assert done.code == 0, done.err
+    return next(p for p in where.iterdir() if (p / "dvc.yaml").exists())
+
+
+def generated(where: Path, **answers: str) -> Path:
+    """A whole project: environment, data, git and DVC."""
+    done = cookiecutter(where, **answers)
+    assert done.code == 0 and "later" not in done.out, done.out + done.err
+    return next(p for p in where.iterdir() if (p / "dvc.yaml").exists())
+
+
+def in_project(project: Path, *command: str, **more: str) -> str:
+    """Run a command of the project's environment, which must succeed; its output."""
+    return succeed("uv", "run", "--no-sync", *command, cwd=project, **more)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file."""
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A generated project on the sample table, its pipeline run."""
+    where = tmp_path_factory.mktemp("sample")
+    project = generated(where, project="churn")
+    in_project(project, "dvc", "repro")
+    yield project
+    shutil.rmtree(project / ".venv")
+
+
+def table(name: str) -> Path:
+    """One of the shared tables; a user's clone has none."""
+    if not (DATA / name).exists():
+        pytest.skip(f"{name}: the shared tables are not beside this checkout")
+    return DATA / name
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the shared environment lies."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def shared_environment(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Projects that are only generated share one virtual environment, so that each takes seconds."""
+    monkeypatch.setenv("UV_PROJECT_ENVIRONMENT", str(shared_folder))

@@ -1,0 +1,214 @@
+"""A generated project, used as its README says: pipeline, parameters, tracking, interruptions, the built bento."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import environment, generated, in_project, read_json, run
+
+pytestmark = pytest.mark.slow
+OUTPUTS = ["prepare", "train", "evaluate", "model"]
+
+
+def files(project: Path, *folders: str) -> dict[str, bytes]:
+    """What DVC hashes of a project's outputs, byte for byte."""
+    beside = {"run.json", "attempt.json", "notebook.ipynb"}
+    return {p.relative_to(project).as_posix(): p.read_bytes() for name in folders
+            for p in sorted((project / "build" / name).rglob("*")) if p.is_file() and p.name not in beside}
+
+
+def runs(project: Path) -> dict[str, str]:
+    """The key of each finished run."""
+    return {name: read_json(project / f"build/{name}/run.json")["started"] for name in OUTPUTS}
+
+
+def kernels(project: Path) -> list[int]:
+    """Kernels of this project's environment that are alive."""
+    venv = str(project / ".venv")
+    return [p.pid for p in psutil.process_iter(["cmdline"])
+            if "ipykernel_launcher" in " ".join(p.info["cmdline"] or []) and venv in " ".join(p.info["cmdline"])]
+
+
+def test_sizes(project: Path) -> None:
+    """A project is small enough to be read: files under git, lines of machinery."""
+    tracked = subprocess.check_output(["git", "ls-files"], cwd=project, text=True).splitlines()
+    lines = sum(len(p.read_text().splitlines()) for p in (project / "churn/runs").glob("*.py"))
+    assert len(tracked) <= 70 and lines <= 700, (len(tracked), lines)
+
+
+def test_its_notebooks_and_tests_pass(project: Path) -> None:
+    """The project's own tests, over real HTTP where they speak of the service, and every example in its notebooks."""
+    in_project(project, "nbdev-test", "--n-workers", "2")
+    report = in_project(project, "pytest", "-q", "-rs")
+    assert re.search(r"\d+ passed", report) and "skipped" not in report, report
+
+
+def test_nothing_to_do(project: Path) -> None:
+    """With nothing changed, `dvc repro` takes under 4 seconds and starts no kernel."""
+    before, began = runs(project), time.monotonic()
+    said = in_project(project, "dvc", "repro")
+    assert time.monotonic() - began < 4
+    assert "running" not in said and runs(project) == before
+
+
+def test_only_what_depends_on_it(project: Path) -> None:
+    """A parameter of `evaluate` runs `evaluate` and `package` again, and nothing else; taking it back brings the results back."""
+    params, before, results = project / "params.yaml", runs(project), files(project, *OUTPUTS)
+    original = params.read_text()
+    params.write_text(original.replace("evaluate: {}", "evaluate:\n  seed: 7"))
+    in_project(project, "dvc", "repro")
+    after = runs(project)
+    assert {name for name in OUTPUTS if before[name] != after[name]} == {"evaluate", "model"}
+    assert files(project, "evaluate") != {k: v for k, v in results.items() if "/evaluate/" in k}
+    params.write_text(original)
+    in_project(project, "dvc", "repro")
+    assert files(project, *OUTPUTS) == results
+
+
+def test_metrics_and_plots(project: Path) -> None:
+    """DVC shows the metrics and draws the plots."""
+    metrics = json.loads(in_project(project, "dvc", "metrics", "show", "--json"))
+    shown = next(iter(metrics.values()))["data"]["build/evaluate/metrics.json"]["data"]
+    assert shown["roc_auc"]["value"] > 0.97 > shown["roc_auc"]["trivial"]
+    assert shown["roc_auc"]["low"] <= shown["roc_auc"]["value"] <= shown["roc_auc"]["high"] and "linear" in shown["roc_auc"]
+    page = in_project(project, "dvc", "plots", "show").strip().splitlines()[-1].removeprefix("file://")
+    text = Path(page).read_text()
+    assert "curves.csv" in text and "roc.png" in text
+    shutil.rmtree(project / "dvc_plots")
+
+
+def test_executed_notebooks_have_plots(project: Path) -> None:
+    """Every stage leaves its executed notebook, with plots in it."""
+    for name in ("prepare", "train", "evaluate"):
+        cells = read_json(project / f"build/{name}/notebook.ipynb")["cells"]
+        assert any("image/png" in output.get("data", {}) for c in cells for output in c.get("outputs", [])), name
+
+
+def test_papermill_by_hand(project: Path) -> None:
+    """The bare command works, warns of nothing, is tracked, and the pipeline's results come back after it."""
+    results = files(project, *OUTPUTS)
+    command = ("uv", "run", "--no-sync", "papermill", "notebooks/train.ipynb", "out.ipynb", "-p", "family", "linear")
+    done = run(*command, cwd=project)
+    assert done.code == 0 and "unknown parameter" not in done.err, done.err
+    assert read_json(project / "build/train/provenance.json")["parameters"]["family"] == "linear"
+    assert not (project / "build/train/run.json").exists()
+    summary = in_project(project, "wandb", "leet", "inspect", "--summary")
+    assert re.search(r"family +linear", summary) and "finished" in summary
+    in_project(project, "dvc", "repro")
+    assert files(project, *OUTPUTS) == results
+    (project / "out.ipynb").unlink()
+
+
+def test_papermill_refuses_a_mistyped_name(project: Path) -> None:
+    """A name that papermill only warns of ends the run at its first step, and nothing is lost."""
+    results = files(project, *OUTPUTS)
+    done = run("uv", "run", "--no-sync", "papermill", "notebooks/train.ipynb", "out.ipynb", "-p", "famly", "linear", cwd=project)
+    assert done.code != 0 and "did you mean 'family'?" in done.err
+    assert files(project, *OUTPUTS) == results
+    (project / "out.ipynb").unlink()
+
+
+def test_explore(project: Path) -> None:
+    """`explore` is no stage; it runs on the table as it is."""
+    in_project(project, "papermill", "notebooks/explore.ipynb", "out.ipynb")
+    assert read_json(project / "build/explore/metrics.json")
+    (project / "out.ipynb").unlink()
+
+
+def test_tracking(project: Path) -> None:
+    """Each run is an offline W&B run in the project, with parameters, hashes of its inputs, metrics and the executed notebook."""
+    manifest = read_json(project / "build/train/run.json")
+    folder = next((project / "wandb").glob(f"offline-run-*-{manifest['wandb']}"))
+    facts = json.loads(in_project(project, "wandb", "leet", "inspect", "--summary", "--json", str(next(folder.glob("*.wandb")))))
+    said = json.dumps(facts)
+    for expected in ("pipeline", manifest["key"], manifest["data"]["build/prepare"], '"family"', "roc_auc"):
+        assert expected in said, expected
+    assert json.loads((folder / "files/notebook.ipynb").read_text())["cells"]
+    assert list((folder / "files").rglob("*.png"))
+
+
+def test_nothing_outside_the_project(project: Path, tmp_path: Path) -> None:
+    """A tracked run leaves no trace in the home folder but the caches of matplotlib and Jupyter."""
+    in_project(project, "churn", "run", "train", "-p", "family=linear", "-p", "out=build/elsewhere", HOME=str(tmp_path))
+    left = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert not [name for name in left if not re.search("matplotlib|ipython|jupyter", name)], left
+    shutil.rmtree(project / "build/elsewhere")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(stop: signal.Signals, project: Path) -> None:
+    """Ctrl-C or a polite kill: exit code 130, one line, no kernel left, the attempt marked, the last run in place; then a clean start."""
+    before = files(project, "train")
+    command = [str(project / ".venv/bin/churn"), "run", "train", "-p", f"seed={int(stop)}"]
+    process = subprocess.Popen(command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(project.glob("build/.train-*/provenance.json")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(stop)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.strip().splitlines() == ["train: interrupted; run it again to start clean"], said
+    deadline = time.monotonic() + 10
+    while kernels(project):
+        assert time.monotonic() < deadline, "a kernel outlived its run"
+        time.sleep(0.1)
+    attempt = next(project.glob("build/.train-*"))
+    assert (attempt / "attempt.json").exists() and not (attempt / "run.json").exists()
+    assert files(project, "train") == before
+    in_project(project, *command[1:] if False else ("churn", *command[1:]), "-p", "out=build/again")
+    assert read_json(project / "build/again/run.json")["attempt"] == 1
+    shutil.rmtree(attempt)
+    shutil.rmtree(project / "build/again")
+
+
+def test_a_killed_kernel_is_not_done(project: Path) -> None:
+    """A kernel that is killed ends the run with one line; nothing says done."""
+    before = files(project, "train")
+    command = [str(project / ".venv/bin/churn"), "run", "train", "-p", "seed=99"]
+    process = subprocess.Popen(command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(project.glob("build/.train-*/provenance.json")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    for pid in kernels(project): os.kill(pid, signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "the kernel died" in said.splitlines()[-1] and "Traceback" not in said, said
+    attempt = next(project.glob("build/.train-*"))
+    assert not (attempt / "run.json").exists() and files(project, "train") == before
+    in_project(project, "churn", "run", "train", "-p", "seed=99", "-p", "out=build/train")
+    assert read_json(project / "build/train/run.json")["attempt"] == 2
+    in_project(project, "dvc", "repro")
+    assert files(project, "train") == before
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a full disk is a small file system, which root alone can mount")
+def test_full_disk(project: Path, tmp_path: Path) -> None:
+    """A disk that fills up is one line; the last finished run is untouched."""
+    before, small = files(project, "train"), project / "build/small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
+    try:
+        done = run("uv", "run", "--no-sync", "churn", "run", "train", "-p", "out=build/small/train", cwd=project)
+        assert done.code == 1 and "No space left on device" in done.err and "Traceback" not in done.err, done.err
+        assert not list(small.glob("**/run.json")) and files(project, "train") == before
+    finally:
+        subprocess.run(["umount", small], check=True)
+        small.rmdir()
+
+
+def test_two_folders_same_bytes(project: Path, tmp_path: Path) -> None:
+    """A clean run in another folder gives the same bytes, for boosting and for the network."""
+    other = generated(tmp_path, project="churn")
+    in_project(other, "dvc", "repro")
+    assert files(project, *OUTPUTS) == files(other, *OUTPUTS)
+    for where in (project, other):
+        in_project(where, "churn", "run", "train", "-p", "family=net", "-p", "epochs=3", "-p", "out=build/net")
+    assert files(project, "net") == files(other, "net") and any("model" in name for name in files(project, "net"))
+    shutil.rmtree(project / "build/net")

@@ -1,0 +1,48 @@
+"""The shared tables, each by one generation and `dvc repro`, with no hand edit."""
+
+import time
+from pathlib import Path
+
+import pytest
+from conftest import generated, in_project, read_json, table
+
+pytestmark = pytest.mark.slow
+TABLES = [("mammography.parquet", "auto"), ("penguins.csv", "species"), ("automobiles.csv", "price"),
+          ("diamonds.csv.gz", "price"), ("beijing_pm25.csv", "pm2.5")]
+
+
+def metrics(project: Path) -> dict:
+    """What `evaluate` measured."""
+    return read_json(project / "build/evaluate/metrics.json")
+
+
+@pytest.mark.parametrize(("name", "target"), TABLES)
+def test_beats_the_trivial_baseline(name: str, target: str, tmp_path: Path, shared_environment: None) -> None:
+    """The pipeline ends well, and the model beats the trivial baseline beyond its confidence interval."""
+    project = generated(tmp_path, data=str(table(name)), target=target, project="table")
+    in_project(project, "dvc", "repro")
+    found = metrics(project)
+    score = found["r2"] if "r2" in found else found["average_precision"]
+    assert score["low"] > score["trivial"], score
+    assert (project / "build/model/model.onnx").exists()
+
+
+@pytest.mark.parametrize(("family", "least"), [("boosting", 0.925), ("net", 0.905)])
+def test_adult(family: str, least: float, tmp_path: Path, shared_environment: None) -> None:
+    """48,842 rows: the score that the family is due, in at most five minutes."""
+    project = generated(tmp_path, data=str(table("adult.csv")), target="income", project="adult")
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("family: boosting", f"family: {family}"))
+    began = time.monotonic()
+    in_project(project, "dvc", "repro")
+    assert time.monotonic() - began < 300
+    assert metrics(project)["roc_auc"]["value"] >= least
+
+
+def test_text_alone(tmp_path: Path, shared_environment: None) -> None:
+    """A table with nothing but text is refused with a line that says why."""
+    from conftest import cookiecutter
+
+    done = cookiecutter(tmp_path, data=str(table("movie_reviews.parquet")), project="reviews")
+    assert done.code != 0 and "no column to learn from; left out: review (text or an identifier" in done.err
+    assert list(tmp_path.iterdir()) == []
