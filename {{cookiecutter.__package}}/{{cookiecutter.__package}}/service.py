@@ -191,7 +191,7 @@ class Release:
         return {k: self.manifest[k] for k in ("name", "family", "task", "digest", "run")} | {
             "provider": self.predictor.provider, "metrics": self.metrics}
 
-# %% ../nbs/service.ipynb #63266754
+# %% ../nbs/service.ipynb #b6692ea5
 LIMIT = 2**20  # bytes a request may have
 
 class Gate:
@@ -228,7 +228,7 @@ class Gate:
         async def again(): return {"type": "http.request", "body": body}  # the body was consumed above
         await self.app(scope, again, send)
 
-# %% ../nbs/service.ipynb #b6692ea5
+# %% ../nbs/service.ipynb #972a67c4
 class Prediction(TypedDict):
     "One row's answer."
     prediction: str | int | bool | float
@@ -241,7 +241,7 @@ class Answer(TypedDict):
     model: str
     run: str
 
-# %% ../nbs/service.ipynb #972a67c4
+# %% ../nbs/service.ipynb #cb7a1d77
 def serve(
     folder: Path,  # a model folder
 ) -> bentoml.Service:  # for `bentoml serve` and `bentoml build`
@@ -252,7 +252,7 @@ def serve(
 
     @bentoml.service(name=Schema.__module__.partition(".")[0], workers=1,  # named as the package is
                      traffic={"timeout": 10, "max_concurrency": 64},
-                     logging={"access": {"request_content_type": False}})  # logging it fails where it is not UTF-8
+                     logging={"access": {"request_content_type": False} })  # logging it fails where it is not UTF-8
     class Predict:
         def __init__(self):
             release.start()
@@ -269,7 +269,7 @@ def serve(
     Predict.mount_asgi_app(Starlette(routes=[Route("/info", info)]))
     return Predict
 
-# %% ../nbs/service.ipynb #761f22b2
+# %% ../nbs/service.ipynb #0286dd55
 def __getattr__(name):
     "The attribute `service`, made when it is asked for."
     if name != "service": raise AttributeError(name)

@@ -1,0 +1,119 @@
+"""The built bento: what it holds, what it runs on, and that it serves by itself."""
+
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from conftest import environment, in_project, read_json, rendered, run
+
+pytestmark = pytest.mark.slow
+SECRETS = {".env": "TOKEN=hush", "server.pem": "hush", "build/model/secret.key": "hush", "data/raw/more.csv": "hush"}
+
+
+def build(project: Path, home: Path, bentoml: Path) -> Path:
+    """Build the bento; its folder."""
+    done = run(str(bentoml), "build", cwd=project, BENTOML_HOME=str(home), PATH=f"{bentoml.parent}:{os.environ['PATH']}")
+    assert done.code == 0, done.out + done.err
+    return next(path for path in (home / "bentos").glob("*/*") if path.is_dir())
+
+
+@contextmanager
+def serve(project: Path, cwd: Path, *arguments: str, **env: str) -> Iterator[tuple[httpx.Client, psutil.Process, float]]:
+    """A service: a client, its process, the seconds until it was ready."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [str(project / ".venv/bin/bentoml"), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    began = time.monotonic()
+    with (cwd.parent / f"{cwd.name}.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=cwd, env=environment(**env), stdout=log, stderr=log, start_new_session=True)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            while not ready(client):
+                assert server.poll() is None and time.monotonic() - began < 60, (cwd.parent / f"{cwd.name}.log").read_text()
+                time.sleep(0.05)
+            yield client, psutil.Process(server.pid), time.monotonic() - began
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def ready(client: httpx.Client) -> bool:
+    """Whether the service says that it is ready."""
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def bento(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The sample project's bento, built with secrets lying about."""
+    for name, text in SECRETS.items():
+        (project / name).write_text(text)
+    try:
+        yield build(project, tmp_path_factory.mktemp("bentoml"), project / ".venv/bin/bentoml")
+    finally:
+        for name in SECRETS:
+            (project / name).unlink()
+
+
+def test_holds_the_model_and_what_serves_it(bento: Path) -> None:
+    """No data, notebook, secret or training code is packed."""
+    held = {p.relative_to(bento / "src").as_posix() for p in (bento / "src").rglob("*") if p.is_file()}
+    model = {f"build/model/{name}" for name in ("model.onnx", "schema.json", "golden.json", "metrics.json", "manifest.json")}
+    assert held == model | {"churn/__init__.py", "churn/schema.py", "churn/service.py", "bentofile.yaml"}
+    assert not any(b"hush" in p.read_bytes() for p in bento.rglob("*") if p.is_file())
+    requirements = (bento / "env/python/requirements.txt").read_text()
+    assert not any(name in requirements for name in ("torch", "lightning", "scikit-learn", "pandas", "onnxruntime-gpu"))
+
+
+@pytest.mark.parametrize(("accelerator", "base", "runtime"), [
+    ("cpu", "python:3.11-slim", "onnxruntime>="), ("cuda", "nvidia/cuda:13", "onnxruntime-gpu>=")])
+def test_image(accelerator: str, base: str, runtime: str, project: Path, tmp_path: Path) -> None:
+    """A GPU project's image is a CUDA one, a CPU project's is not, and torch is in neither."""
+    (tmp_path / "where").mkdir()
+    other = rendered(tmp_path / "where", project="churn", accelerator=accelerator)
+    shutil.copytree(project / "build/model", other / "build/model")
+    folder = build(other, tmp_path / "home", project / ".venv/bin/bentoml")
+    first = next(line for line in (folder / "env/docker/Dockerfile").read_text().splitlines() if line.startswith("FROM"))
+    assert first.startswith(f"FROM {base}")
+    requirements = (folder / "env/python/requirements.txt").read_text()
+    assert runtime in requirements and "torch" not in requirements
+
+
+def test_serves_from_an_empty_folder(project: Path, bento: Path, tmp_path: Path) -> None:
+    """The bento answers as the golden rows say, ready within 8 seconds, under 400 MB, with the model's digest and run."""
+    (tmp_path / "empty").mkdir()
+    golden, manifest = (read_json(project / f"build/model/{name}.json") for name in ("golden", "manifest"))
+    home = {"BENTOML_HOME": str(bento.parents[2])}
+    with serve(project, tmp_path / "empty", f"churn:{bento.name}", **home) as (client, process, seconds):
+        answer = client.post("/predict", json={"rows": golden["rows"]}).json()
+        memory = sum(p.memory_info().rss for p in [process, *process.children(recursive=True)]) / 2**20
+    assert (answer["model"], answer["run"]) == (manifest["digest"], manifest["run"])
+    for said, expected in zip(answer["predictions"], golden["answers"], strict=True):
+        assert said["prediction"] == expected["prediction"]
+        assert all(math.isclose(said["probabilities"][k], v, abs_tol=1e-9) for k, v in expected["probabilities"].items())
+    assert seconds < 8 and memory < 400, (seconds, memory)
+
+
+def test_serves_from_the_source_tree(project: Path) -> None:
+    """`uv run bentoml serve`, bare, in the project: one row or many, and it says which provider it runs on."""
+    row = read_json(project / "build/model/golden.json")["rows"][0]
+    with serve(project, project) as (client, _, _):
+        one = client.post("/predict", json={"rows": row}).json()["predictions"]
+        many = client.post("/predict", json={"rows": [row] * 3}).json()["predictions"]
+        assert client.get("/info").json()["provider"] == "CPUExecutionProvider"
+    assert len(one) == 1 and len(many) == 3
+    assert {p["probabilities"]["malignant"] for p in one + many} == {one[0]["probabilities"]["malignant"]}
+    assert len({p["id"] for p in one + many}) == 4
