@@ -37,6 +37,15 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def succeeds(*command: str) -> bool:
+    """Whether a command is there and ends well."""
+    try:
+        run(*command)
+    except Later:
+        return False
+    return True
+
+
 def environment() -> dict[str, str]:
     """This process's environment, less a virtual environment that is not the project's, and with pip's wheelhouse for uv."""
     clean = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
@@ -171,11 +180,10 @@ def install_hooks() -> str:
 
 def commit() -> str:
     """The first commit, by the author named in the answers where git knows nobody."""
-    if subprocess.run(["git", "rev-parse", "--quiet", "--verify", "HEAD"], capture_output=True).returncode == 0:
+    if succeeds("git", "rev-parse", "--quiet", "--verify", "HEAD"):
         return "there are commits already"
     run("git", "add", "--all")
-    known = subprocess.run(["git", "config", "user.email"], capture_output=True).returncode == 0
-    who = [] if known else ["-c", f"user.name={ANSWERS['author']}", "-c", f"user.email={ANSWERS['email']}"]
+    who = [] if succeeds("git", "config", "user.email") else ["-c", f"user.name={ANSWERS['author']}", "-c", f"user.email={ANSWERS['email']}"]
     run("git", *who, "commit", "--quiet", "--no-verify", "--message", f"Start {PACKAGE}")
     return "the first one"
 

@@ -42,7 +42,8 @@ def _header(
 ) -> tuple[str, list[str]]:  # the delimiter and the column names
     "The first line of a CSV. Raises ValueError where it is empty or not UTF-8, or where a name is missing or there twice."
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-        first = next(csv.reader(file, delimiter="\0"), [""])[0]
+        first = file.readline().strip("\r\n")
+    if "\0" in first: raise ValueError(f"{path}: cannot be read as CSV: its first line holds a zero byte; export it again as text")
     rows = [(d, next(csv.reader([first], delimiter=d), [])) for d in ",;\t|"]
     delimiter, names = max(rows, key=lambda row: len(row[1]))
     if not any(names): raise ValueError(f"{path}: empty; it needs a header and rows")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'LOWER', 'COLOURS', 'LINES', 'STYLE', 'Answer', 'ask', 'trivial', 'scores', 'resample', 'compare',
-           'overview', 'verdict', 'predictions', 'axes', 'save', 'short', 'plot_roc', 'plot_precision_recall',
+           'number', 'overview', 'verdict', 'predictions', 'axes', 'save', 'short', 'plot_roc', 'plot_precision_recall',
            'plot_calibration', 'plot_confusion', 'plot_scores', 'plot_predicted', 'plot_residuals', 'plot_errors',
            'plots', 'groups', 'association']
 
@@ -117,6 +117,11 @@ def _interval(draws: np.ndarray) -> list[float]:
     "The range that holds 95 % of the draws."
     return [_round(v) for v in np.quantile(draws, [0.025, 0.975])]
 
+def _drawn(y: np.ndarray, answer: Answer, draws: list[np.ndarray]) -> dict[str, np.ndarray]:
+    "Each metric on every draw."
+    drawn = [scores(y[rows], answer.take(rows)) for rows in draws]
+    return {metric: np.array([_round(d[metric]) for d in drawn]) for metric in drawn[0]}
+
 def compare(
     y: np.ndarray,  # [rows]: class positions, or values
     answers: Mapping[str, Answer],  # "model", "linear" and "trivial"
@@ -125,9 +130,11 @@ def compare(
 ) -> dict[str, dict[str, Any]]:  # metric -> value, interval, and the same for each baseline
     "Every metric of the model beside the baselines'. Raises ValueError for test rows that cannot be scored."
     _check(y, answers["model"])
-    draws = resample(y, "regression" if answers["model"].probabilities is None else "classification", resamples, seed)
+    task = "regression" if answers["model"].probabilities is None else "classification"
+    draws = resample(y, task, resamples, seed)
     found = {name: scores(y, answer) for name, answer in answers.items()}
-    drawn = {name: pd.DataFrame([scores(y[rows], answer.take(rows)) for rows in draws]) for name, answer in answers.items()}
+    drawn = {name: _drawn(y, answer, draws[:1] if (name, task) == ("trivial", "classification") else draws)
+             for name, answer in answers.items()}
     return {metric: _entry(metric, found, drawn) for metric in found["model"]}
 
 # %% ../nbs/evaluate.ipynb #472b07b9
@@ -138,7 +145,7 @@ def _check(y: np.ndarray, answer: Answer) -> None:
     absent = sorted(set(range(answer.probabilities.shape[1])) - set(y.tolist()))
     if absent: raise ValueError(f"test: no row of the class at position {absent[0]}; split so that every class is in it")
 
-def _entry(metric: str, found: Mapping[str, dict], drawn: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def _entry(metric: str, found: Mapping[str, dict], drawn: Mapping[str, dict]) -> dict[str, Any]:
     "One metric: the model's, the baselines', and the model's minus the baselines'."
     entry = {"value": _round(found["model"][metric]), "interval": _interval(drawn["model"][metric])}
     for name in BASELINES:
@@ -148,11 +155,19 @@ def _entry(metric: str, found: Mapping[str, dict], drawn: Mapping[str, pd.DataFr
     return entry
 
 # %% ../nbs/evaluate.ipynb #bc33ea4e
+def number(
+    value: float,
+) -> str:
+    "A number as people read it."
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+# %% ../nbs/evaluate.ipynb #7719a1c7
 def overview(
     metrics: Mapping[str, Mapping[str, Any]],  # what `compare` found
 ) -> pd.DataFrame:  # a row for each metric
     "Every metric with its 95 % interval, beside the baselines."
-    def cell(value: float, interval: list[float]) -> str: return f"{value:.4g}  ({interval[0]:.4g} to {interval[1]:.4g})"
+    def cell(value: float, interval: list[float]) -> str:
+        return number(value) + (f"  ({number(interval[0])} to {number(interval[1])})" if interval != [value, value] else "")
 
     return pd.DataFrame({metric: {
         "model": cell(m["value"], m["interval"]),
@@ -160,7 +175,7 @@ def overview(
         "model − linear": cell(m["value"] - m["linear"], m["minus_linear"]),
     } for metric, m in metrics.items()}).T
 
-# %% ../nbs/evaluate.ipynb #22d200f8
+# %% ../nbs/evaluate.ipynb #cb4e5208
 LOWER = ("rmse", "mae", "mape", "log_loss", "brier_score")  # metrics of which less is better
 
 def verdict(
@@ -171,9 +186,9 @@ def verdict(
     metric, m = next(iter(metrics.items()))
     low, high = sorted(-v for v in m[f"minus_{baseline}"]) if metric in LOWER else m[f"minus_{baseline}"]
     says = "beats" if low > 0 else "is worse than" if high < 0 else "cannot be told from"
-    return f"The model {says} the {baseline} baseline: {metric} {m['value']:.4g}, baseline {m[baseline]:.4g}."
+    return f"The model {says} the {baseline} baseline: {metric} {number(m['value'])}, baseline {number(m[baseline])}."
 
-# %% ../nbs/evaluate.ipynb #f1f836cb
+# %% ../nbs/evaluate.ipynb #fc074d50
 def predictions(
     frame: pd.DataFrame,  # the test rows, with the target
     answer: Answer,  # the model's
@@ -185,7 +200,7 @@ def predictions(
     said = [target.classes[k] for k in answer.prediction]
     return rows.assign(__prediction=said, **{f"__p{k}": p for k, p in enumerate(answer.probabilities.T)})
 
-# %% ../nbs/evaluate.ipynb #5b384ce3
+# %% ../nbs/evaluate.ipynb #af3e1334
 COLOURS = {"model": "#1f5fa8", "linear": "#d9822b", "trivial": "#7f7f7f"}
 LINES = {"model": "-", "linear": "--", "trivial": ":"}
 STYLE = {
@@ -194,11 +209,11 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999",
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e8e8e8", "grid.linewidth": 0.8,
     "axes.prop_cycle": plt.cycler(color=["#1f5fa8", "#d9822b", "#3a923a", "#b8336a", "#7d5ba6", "#7f7f7f"]),
-    "legend.frameon": False, "legend.labelcolor": "linecolor", "text.parse_math": False,
+    "legend.edgecolor": "none", "legend.framealpha": 0.85, "legend.labelcolor": "linecolor", "text.parse_math": False,
 }
 plt.rcParams.update(STYLE)
 
-# %% ../nbs/evaluate.ipynb #af3e1334
+# %% ../nbs/evaluate.ipynb #92cfceb3
 def axes(
     title: str,
     x: str,  # the x axis's label
@@ -226,7 +241,7 @@ def short(
     text = str(value)
     return text if len(text) <= length else text[: length - 1] + "…"
 
-# %% ../nbs/evaluate.ipynb #0286dd55
+# %% ../nbs/evaluate.ipynb #fb644351
 def _pooled(
     y: np.ndarray,  # class positions
     answer: Answer,
@@ -239,7 +254,7 @@ def _yes(target: Target) -> str:
     "What yes means, for an axis."
     return repr(short(target.classes[1])) if len(target.classes) == 2 else "any class, pooled"
 
-# %% ../nbs/evaluate.ipynb #fb644351
+# %% ../nbs/evaluate.ipynb #827bfc45
 def plot_roc(
     y: np.ndarray,  # class positions
     answers: Mapping[str, Answer],
@@ -254,7 +269,7 @@ def plot_roc(
     ax.legend(loc="lower right")
     return figure
 
-# %% ../nbs/evaluate.ipynb #64e095fe
+# %% ../nbs/evaluate.ipynb #e1822db4
 def plot_precision_recall(
     y: np.ndarray,  # class positions
     answers: Mapping[str, Answer],
@@ -265,7 +280,7 @@ def plot_precision_recall(
     for name, answer in answers.items():
         yes, p = _pooled(y, answer)
         precision, recall, _ = sk.precision_recall_curve(yes, p)
-        ax.plot(recall, precision, LINES[name], color=COLOURS[name], label=f"{name}, average {sk.average_precision_score(yes, p):.3f}")
+        ax.plot(recall, precision, LINES[name], drawstyle="steps-post", color=COLOURS[name], label=f"{name}, average {sk.average_precision_score(yes, p):.3f}")
     if len(target.classes) == 2:
         at = scores(y, answers["model"])
         ax.plot(at["recall"], at["precision"], "o", color=COLOURS["model"], label="model at its threshold")
@@ -273,24 +288,24 @@ def plot_precision_recall(
     ax.legend(loc="best")
     return figure
 
-# %% ../nbs/evaluate.ipynb #b7eb6c68
+# %% ../nbs/evaluate.ipynb #c5b76da3
 def plot_calibration(
     y: np.ndarray,  # class positions
     answers: Mapping[str, Answer],
     target: Target,
 ) -> Figure:
-    "How often yes is true, against how probable it was said to be."
-    figure, ax = axes("Calibration", f"Probability said ({_yes(target)})", "Share that is so")
+    "Observed frequency against predicted probability; the trivial baseline is a dot."
+    figure, ax = axes("Calibration", f"Predicted probability ({_yes(target)})", "Observed frequency")
     ax.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
     for name, answer in answers.items():
         yes, p = _pooled(y, answer)
         share, said = calibration_curve(yes, p, n_bins=min(10, max(3, len(y) // 20)), strategy="quantile")
-        ax.plot(said, share, LINES[name], marker="o", markersize=4, color=COLOURS[name], label=name)
-    ax.set(xlim=(0, 1), ylim=(0, 1))
+        ax.plot(said, share, "o" if name == "trivial" else f"o{LINES[name]}", markersize=4, color=COLOURS[name], label=name)
+    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     ax.legend(loc="upper left")
     return figure
 
-# %% ../nbs/evaluate.ipynb #c5b76da3
+# %% ../nbs/evaluate.ipynb #8effee40
 def plot_confusion(
     y: np.ndarray,  # class positions
     answer: Answer,  # the model's
@@ -302,16 +317,15 @@ def plot_confusion(
     share = counts / counts.sum(axis=1, keepdims=True)
     figure, ax = axes("Confusion matrix", "Predicted", "Actual")
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    figure.colorbar(image, label="Share of the actual class")
     ax.set_xticks(range(len(names)), names, rotation=0 if sum(map(len, names)) < 50 else 90)
     ax.set_yticks(range(len(names)), names)
     ax.grid(False)
-    if len(names) > 10: return figure  # numbers would not be legible
-    for row, column in np.ndindex(counts.shape):
-        ax.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color="white" if share[row, column] > 0.5 else "black")
+    if len(names) > 8: figure.colorbar(image, label="Share of the actual class")  # numbers would not be legible
+    for row, column in np.ndindex(counts.shape) if len(names) <= 8 else ():
+        ax.text(column, row, f"{counts[row, column]:,}\n{share[row, column]:.0%}", ha="center", va="center", color="white" if share[row, column] > 0.5 else "black")
     return figure
 
-# %% ../nbs/evaluate.ipynb #8effee40
+# %% ../nbs/evaluate.ipynb #9109c85a
 def plot_scores(
     y: np.ndarray,  # class positions
     answer: Answer,  # the model's
@@ -320,17 +334,17 @@ def plot_scores(
 ) -> Figure:
     "How the probabilities are spread, where yes is true and where it is not."
     yes, p = _pooled(y, answer)
-    names = [short(c) for c in target.classes] if len(target.classes) == 2 else ["another class", "the actual class"]
-    figure, ax = axes("Scores", f"Probability said ({_yes(target)})", "Share of rows")
+    names = [f"actual: {short(c)}" for c in target.classes] if len(target.classes) == 2 else ["of other classes", "of the actual class"]
+    figure, ax = axes("Predicted probabilities", f"Predicted probability ({_yes(target)})", "Share of rows")
     for k, colour in enumerate((COLOURS["linear"], COLOURS["model"])):
         weights = np.full((yes == k).sum(), 1 / (yes == k).sum())
-        ax.hist(p[yes == k], np.linspace(0, 1, 41), weights=weights, alpha=0.6, color=colour, label=f"actual: {names[k]}" if len(target.classes) == 2 else names[k])
+        ax.hist(p[yes == k], np.linspace(0, 1, 41), weights=weights, alpha=0.6, color=colour, label=names[k])
     if threshold is not None: ax.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.3f}")
     ax.set_xlim(0, 1)
     ax.legend(loc="upper center", labelcolor="black")
     return figure
 
-# %% ../nbs/evaluate.ipynb #667be543
+# %% ../nbs/evaluate.ipynb #e6c3dd63
 def _dots(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
     "A dot for each row, fainter where there are many."
     ax.plot(x, y, ".", color=COLOURS["model"], markersize=5, markeredgewidth=0, alpha=float(np.clip(300 / len(x), 0.12, 0.8)))
@@ -349,7 +363,7 @@ def plot_predicted(
     ax.legend(loc="upper left")
     return figure
 
-# %% ../nbs/evaluate.ipynb #e6c3dd63
+# %% ../nbs/evaluate.ipynb #511a418e
 def plot_residuals(
     y: np.ndarray,  # the target
     answer: Answer,  # the model's
@@ -359,13 +373,13 @@ def plot_residuals(
     residual = y - answer.prediction
     low, high = np.quantile(residual, [0.05, 0.95])
     figure, ax = axes("Residuals", f"Predicted {short(target.name)}", "Actual − predicted")
-    ax.axhspan(low, high, color="#1f5fa8", alpha=0.08, linewidth=0)
+    ax.axhspan(low, high, color=COLOURS["model"], alpha=0.1, linewidth=0, label=f"90 % of rows: {number(low)} to {number(high)}")
     ax.axhline(0, color="#999999", linewidth=1)
     _dots(ax, answer.prediction, residual)
-    ax.annotate(f"90 % of rows: {low:.3g} to {high:.3g}", (1, high), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+    ax.legend(loc="upper left", labelcolor="black")
     return figure
 
-# %% ../nbs/evaluate.ipynb #a17554a0
+# %% ../nbs/evaluate.ipynb #2a459380
 def plot_errors(
     y: np.ndarray,  # the target
     answers: Mapping[str, Answer],
@@ -375,12 +389,12 @@ def plot_errors(
     figure, ax = axes("Errors", f"Absolute error of {short(target.name)}, at most", "Share of rows")
     errors = {name: np.abs(y - answer.prediction) for name, answer in answers.items()}
     for name, error in errors.items():
-        ax.ecdf(error, linestyle=LINES[name], color=COLOURS[name], label=f"{name}, median {np.median(error):.3g}")
+        ax.ecdf(error, linestyle=LINES[name], color=COLOURS[name], label=f"{name}, median {number(np.median(error))}")
     ax.set_xlim(0, np.quantile(errors["trivial"], 0.95))
     ax.legend(loc="lower right")
     return figure
 
-# %% ../nbs/evaluate.ipynb #59129aac
+# %% ../nbs/evaluate.ipynb #b4c96d80
 def plots(
     y: np.ndarray,  # class positions, or values
     answers: Mapping[str, Answer],  # "model", "linear" and "trivial"
@@ -396,7 +410,7 @@ def plots(
             "calibration": plot_calibration(y, answers, target), "confusion": plot_confusion(y, model, target),
             "scores": plot_scores(y, model, target, threshold)}
 
-# %% ../nbs/evaluate.ipynb #a72b2006
+# %% ../nbs/evaluate.ipynb #d02560dd
 def groups(
     values: pd.Series,  # a column
     most: int = 10,  # how many groups, besides the missing
@@ -409,7 +423,7 @@ def groups(
         names = values.where(values.isin(common) | values.isna(), "(other)").astype(str)
     return names.where(values.notna(), "(missing)")
 
-# %% ../nbs/evaluate.ipynb #c097638f
+# %% ../nbs/evaluate.ipynb #1f1362ea
 def association(
     values: pd.Series,  # a column
     target: pd.Series,  # the target of the same rows, none missing
