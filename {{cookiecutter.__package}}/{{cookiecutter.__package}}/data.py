@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'TARGETS', 'MANY', 'CATEGORIES', 'TYPES', 'find', 'read', 'find_target', 'find_task', 'measure', 'describe',
-           'tidy', 'split', 'table', 'columns', 'load', 'positions', 'write_sample', 'main']
+           'tidy', 'split', 'table', 'columns', 'load', 'positions', 'settled', 'write_sample', 'main']
 
 # %% ../nbs/data.ipynb #da4b9237
 import csv
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from .schema import Column, Schema, Target
 
@@ -249,6 +250,16 @@ def positions(values: pd.Series, target: Target) -> np.ndarray:
     return values.map({label: i for i, label in enumerate(target.classes)}).to_numpy(dtype=np.int64)
 
 # %% ../nbs/data.ipynb #b7eb6c68
+def settled(
+    target: str,  # a column, or "auto"
+    task: str,  # "classification", "regression" or "auto"
+    params: str | Path = "params.yaml",  # the project's parameters; its section `prepare` counts
+) -> tuple[str, str]:  # target and task; "auto" where nothing is settled
+    "Replace each \"auto\" by what the project has settled on."
+    section = (yaml.safe_load(Path(params).read_text()) or {}).get("prepare") or {} if Path(params).exists() else {}
+    return tuple(section.get(name, "auto") if given == "auto" else given for name, given in (("target", target), ("task", task)))
+
+# %% ../nbs/data.ipynb #80e28a51
 def write_sample(
     folder: str | Path,  # where to
     task: str = "auto",  # "regression" gives the diabetes table, anything else breast cancer
@@ -265,7 +276,7 @@ def write_sample(
     frame.to_csv(path, index=False, lineterminator="\n")
     return path
 
-# %% ../nbs/data.ipynb #80e28a51
+# %% ../nbs/data.ipynb #9109c85a
 def main(
     folder: str,  # where the table lies, or where the sample is to be written
     target: str,  # a column, or "auto"

@@ -372,11 +372,10 @@ def plot_residuals(
     "What is left over, against the prediction; the band holds nine of ten residuals."
     residual = y - answer.prediction
     low, high = np.quantile(residual, [0.05, 0.95])
-    figure, ax = axes("Residuals", f"Predicted {short(target.name)}", "Actual − predicted")
-    ax.axhspan(low, high, color=COLOURS["model"], alpha=0.1, linewidth=0, label=f"90 % of rows: {number(low)} to {number(high)}")
+    figure, ax = axes(f"Residuals (shaded, 90 % of rows: {number(low)} to {number(high)})", f"Predicted {short(target.name)}", "Actual − predicted")
+    ax.axhspan(low, high, color=COLOURS["model"], alpha=0.1, linewidth=0)
     ax.axhline(0, color="#999999", linewidth=1)
     _dots(ax, answer.prediction, residual)
-    ax.legend(loc="upper left", labelcolor="black")
     return figure
 
 # %% ../nbs/evaluate.ipynb #2a459380
@@ -417,7 +416,9 @@ def groups(
 ) -> pd.Series:  # a group's name for each row
     "Rows that are alike in one column."
     if pd.api.types.is_numeric_dtype(values) and values.nunique() > most:
-        names = pd.qcut(values, most, duplicates="drop").astype(str)
+        share = values.value_counts(normalize=True)
+        rest = values.where(~values.isin(share.index[share > 1 / most]))  # a value too common for one tenth is a group of its own
+        names = pd.qcut(rest, most, duplicates="drop").astype(str).where(rest.notna(), values.astype(str))
     else:
         common = values.value_counts().sort_index().nlargest(most).index
         names = values.where(values.isin(common) | values.isna(), "(other)").astype(str)

@@ -83,7 +83,7 @@ def _features(graph: Graph, columns: ColumnTransformer) -> str:
         del other.node[:]
         other.node.extend(nodes)
         break
-    return graph.take(other)
+    return graph.node("Cast", graph.take(other), to=TensorProto.DOUBLE)  # categories alone come as float32
 
 # %% ../nbs/export.ipynb #b1d57811
 def _linear(graph: Graph, model: Any, rows: str) -> str:
@@ -139,8 +139,8 @@ def _net(graph: Graph, estimator: Any) -> str:
     rows = torch.zeros(2, estimator.n_features_in_, dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(estimator.network_, (rows,), dynamo=True, external_data=False, verbose=False, input_names=["rows"],
-                                    dynamic_shapes=({0: torch.export.Dim("n")},), opset_version=OPSET[""])
+        program = torch.onnx.export(estimator.network_, (rows,), dynamo=True, external_data=False, optimize=False, verbose=False,
+                                    input_names=["rows"], dynamic_shapes=({0: torch.export.Dim("n")},), opset_version=OPSET[""])
     return graph.take(program.model_proto.graph)
 
 # %% ../nbs/export.ipynb #1574bddb

@@ -19,15 +19,15 @@ def positions(
     schema: Schema,  # what the matrix holds
 ) -> tuple[list[int], list[int]]:  # of the numbers and booleans; of the categories
     "Where the matrix holds numbers, and where it holds category codes."
-    category = [c.type == "category" for c in schema.columns]
-    return [i for i, yes in enumerate(category) if not yes], [i for i, yes in enumerate(category) if yes]
+    kinds = [(i, c.type == "category") for i, c in enumerate(schema.columns) if c.missing < 1]
+    return [i for i, category in kinds if not category], [i for i, category in kinds if category]
 
 # %% ../nbs/features.ipynb #902ba3cd
 def one_hot(
     schema: Schema,  # whose categories to spread
 ) -> OneHotEncoder:  # gives one float64 column a code; zeros for an unseen category
-    "The encoder for the schema's category columns."
-    codes = [np.arange(len(c.categories) + 1.0) for c in schema.columns if c.type == "category"]
+    "The encoder of the schema's category columns."
+    codes = [np.arange(len(schema.columns[i].categories) + 1.0) for i in positions(schema)[1]]
     return OneHotEncoder(categories=codes, handle_unknown="ignore", sparse_output=False)
 
 # %% ../nbs/features.ipynb #17ba0791

@@ -74,7 +74,7 @@ def _papermill(notebook: str, attempt: Path, values: Mapping[str, Any]) -> None:
     read_on = f"read {attempt}/notebook.ipynb"
     try:
         papermill.execute_notebook(notebook, str(attempt / "notebook.ipynb"), {**values, "out": str(attempt)},
-                                   progress_bar=False, log_output=False, extra_arguments=["--log-level=ERROR"])
+                                   progress_bar=False, log_output=False, extra_arguments=["--log-level=CRITICAL"])
     except papermill.PapermillExecutionError as error:
         said = (str(error.evalue).splitlines() or [""])[0]
         if error.ename == "RunError": raise RunError(said) from error
