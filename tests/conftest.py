@@ -84,6 +84,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(project / ".venv")
 
 
+def require(program: str) -> str:
+    """A program's path. A user who lacks it skips the test; CI installs it, so there its absence is a failure."""
+    if path := shutil.which(program):
+        return path
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{program} is not installed (Debian: apt-get install chromium chromium-driver)")
+
+
 def table(name: str) -> Path:
     """One of the shared tables; a user's clone has none."""
     if not (DATA / name).exists():

@@ -69,7 +69,7 @@ def test_only_what_depends_on_it(project: Path) -> None:
     assert files(project, "evaluate") != {k: v for k, v in results.items() if "/evaluate/" in k}
     params.write_text(original)
     in_project(project, "dvc", "repro")
-    assert files(project, *OUTPUTS) == results
+    assert files(project, *OUTPUTS) == results and runs(project) == before
 
 
 def test_metrics_and_plots(project: Path) -> None:
@@ -78,7 +78,7 @@ def test_metrics_and_plots(project: Path) -> None:
     shown = {Path(p).stem: found["data"] for p, found in next(iter(metrics.values()))["data"].items()}
     assert shown["model"]["roc_auc"] > 0.9 > shown["trivial"]["roc_auc"] and shown["linear"]["roc_auc"] > 0.9
     auc = read_json(project / "build/evaluate/metrics.json")["roc_auc"]
-    assert auc["interval"][0] <= auc["value"] == pytest.approx(shown["model"]["roc_auc"]) <= auc["interval"][1]
+    assert auc["interval"][0] <= auc["value"] <= auc["interval"][1] and auc["value"] == shown["model"]["roc_auc"]
     page = in_project(project, "dvc", "plots", "show").strip().splitlines()[-1].removeprefix("file://")
     text = Path(page).read_text()
     assert "curves.csv" in text and "roc.png" in text
@@ -94,7 +94,7 @@ def test_executed_notebooks_have_plots(project: Path) -> None:
 
 def test_papermill_by_hand(project: Path) -> None:
     """The bare command works, warns of nothing, is tracked, and the pipeline's results come back after it."""
-    results = files(project, *OUTPUTS)
+    results, manifest = files(project, *OUTPUTS), read_json(project / "build/train/run.json")
     command = ("uv", "run", "--no-sync", "papermill", "notebooks/train.ipynb", "out.ipynb", "-p", "family", "linear")
     done = run(*command, cwd=project)
     assert done.code == 0 and "unknown parameter" not in done.err, done.err
@@ -102,8 +102,9 @@ def test_papermill_by_hand(project: Path) -> None:
     assert not (project / "build/train/run.json").exists()
     summary = in_project(project, "wandb", "leet", "inspect", "--summary")
     assert re.search(r"family +linear", summary) and "finished" in summary
+    before = read_json(project / "build/.done/train" / manifest["key"][:12] / "run.json")
     in_project(project, "dvc", "repro")
-    assert files(project, *OUTPUTS) == results
+    assert files(project, *OUTPUTS) == results and before == read_json(project / "build/train/run.json") == manifest
     (project / "out.ipynb").unlink()
 
 

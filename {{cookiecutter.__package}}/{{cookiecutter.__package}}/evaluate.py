@@ -341,7 +341,7 @@ def plot_scores(
         ax.hist(p[yes == k], np.linspace(0, 1, 41), weights=weights, alpha=0.6, color=colour, label=names[k])
     if threshold is not None: ax.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.3f}")
     ax.set_xlim(0, 1)
-    ax.legend(loc="upper center", labelcolor="black")
+    ax.legend(loc="best", labelcolor="black")
     return figure
 
 # %% ../nbs/evaluate.ipynb #e6c3dd63

@@ -55,7 +55,8 @@ def open_session(
     if "CUDAExecutionProvider" in available: ort.preload_dlls()  # CUDA's libraries may come as Python packages
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+    exact = {"use_tf32": "0"}  # TF32 rounds to ten bits, far from what was released
+    providers = [(name, how) for name, how in (("CUDAExecutionProvider", exact), ("CPUExecutionProvider", {})) if name in available]
     return ort.InferenceSession(str(path), options, providers=providers)
 
 # %% ../nbs/service.ipynb #7b52009b
