@@ -203,7 +203,9 @@ STEPS = [
 
 
 def main() -> None:
-    """Take the steps; each says how it went."""
+    """Take the steps; each says how it went. An update wants the rendered files and nothing else."""
+    if os.environ.get("LABLINE_RENDER_ONLY"):
+        return
     for step, name, later in STEPS:
         try:
             first, *more = step().splitlines()
