@@ -84,6 +84,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(project / ".venv")
 
 
+def figure(what: str, value: str) -> None:
+    """Note a measured figure, as a row of Markdown, where LABLINE_FIGURES names a file."""
+    if path := os.environ.get("LABLINE_FIGURES"):
+        with Path(path).open("a") as file:
+            file.write(f"| {what} | {value} |\n")
+
+
 def require(program: str) -> str:
     """A program's path. A user who lacks it skips the test; CI installs it, so there its absence is a failure."""
     if path := shutil.which(program):

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import environment, in_project, read_json, rendered, run
+from conftest import environment, figure, read_json, rendered, run
 
 pytestmark = pytest.mark.slow
 SECRETS = {".env": "TOKEN=hush", "server.pem": "hush", "build/model/secret.key": "hush", "data/raw/more.csv": "hush"}
@@ -104,6 +104,7 @@ def test_serves_from_an_empty_folder(project: Path, bento: Path, tmp_path: Path)
     for said, expected in zip(answer["predictions"], golden["answers"], strict=True):
         assert said["prediction"] == expected["prediction"]
         assert all(math.isclose(said["probabilities"][k], v, abs_tol=1e-9) for k, v in expected["probabilities"].items())
+    figure("service from the built bento: ready; memory of all its processes (RSS)", f"{seconds:.1f} s; {memory:.0f} MB")
     assert seconds < 8 and memory < 400, (seconds, memory)
 
 
