@@ -208,6 +208,32 @@ def test_full_disk(project: Path, tmp_path: Path) -> None:
         small.rmdir()
 
 
+def test_its_commit_hooks_pass(project: Path) -> None:
+    """The pre-commit hooks agree with what was generated, and take outputs out of a notebook that was run."""
+    in_project(project, "pre-commit", "run", "--all-files")
+    notebook = project / "notebooks/explore.ipynb"
+    original = notebook.read_text()
+    content = json.loads(original)
+    code = next(c for c in content["cells"] if c["cell_type"] == "code")
+    code |= {"execution_count": 3, "outputs": [{"output_type": "stream", "name": "stdout", "text": "private"}]}
+    notebook.write_text(json.dumps(content))
+    assert run("uv", "run", "--no-sync", "pre-commit", "run", "--all-files", cwd=project).code != 0
+    assert notebook.read_text() == original
+
+
+def test_share(project: Path) -> None:
+    """What one pushes another pulls: data, model and results, and nothing has to run again."""
+    results, clone = files(project, *OUTPUTS), project.parent / "clone"
+    in_project(project, "dvc", "push", "--quiet")
+    subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qnam", "Run"], cwd=project, check=True)
+    subprocess.run(["git", "clone", "--quiet", project, clone], check=True)
+    shared = {"UV_PROJECT_ENVIRONMENT": str(project / ".venv")}
+    in_project(clone, "dvc", "pull", "--quiet", **shared)
+    assert files(clone, *OUTPUTS) == results and (clone / "data/raw/breast_cancer.csv").exists()
+    assert "running" not in in_project(clone, "dvc", "repro", **shared)
+    shutil.rmtree(clone)
+
+
 def test_two_folders_same_bytes(project: Path, tmp_path: Path) -> None:
     """A clean run in another folder gives the same bytes, for boosting and for the network."""
     other = generated(tmp_path, project="churn")

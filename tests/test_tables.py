@@ -28,6 +28,8 @@ def test_beats_the_trivial_baseline(name: str, target: str, tmp_path: Path, shar
            f" linear {score['linear']}, trivial {score['trivial']}")
     assert score["interval"][0] > score["trivial"], score
     assert (project / "build/model/model.onnx").exists()
+    dropped = {"beijing_pm25.csv": 2067}.get(name, 0)
+    assert read_json(project / "build/prepare/metrics.json")["rows"]["without_target"] == dropped
 
 
 @pytest.mark.parametrize(("family", "least"), [("boosting", 0.925), ("net", 0.905)])
