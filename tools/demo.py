@@ -122,11 +122,11 @@ def main() -> None:
     with step("run: dvc repro takes the table through prepare, train, evaluate and package"):
         in_project("dvc", "repro", "--quiet")
     with step("measure: dvc metrics show"):
-        in_project("dvc", "metrics", "show", "build/evaluate/metrics.json")
+        in_project("dvc", "metrics", "show")
     with step("build: bentoml build packs the model and its service"):
-        built = json.loads(in_project("bentoml", "build", "--output", "json", quiet=True) or "{}")
-        print(f"    {built.get('tag', 'tumours')}", flush=True)
-    with step("serve: bentoml serve, in an empty folder, and one prediction over HTTP"), served("tumours:latest") as address:
+        tag = in_project("bentoml", "build", "--output", "tag", quiet=True).strip().removeprefix("__tag__:")
+        print(f"    {tag}", flush=True)
+    with step("serve: bentoml serve, in an empty folder, and one prediction over HTTP"), served(tag) as address:
         expected = json.loads(in_project("python", "-c", ROW, quiet=True))
         answer = ask(f"{address}/predict", {"rows": [expected["row"]]})
         compare(answer["predictions"][0], expected)

@@ -8,14 +8,16 @@ __all__ = ['resolve', 'execute', 'main']
 # %% ../../nbs/runs/execute.ipynb #da4b9237
 import fcntl
 import json
+import logging
 import os
 import secrets
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -66,15 +68,32 @@ def _number(attempt: Path) -> int:
     except (OSError, ValueError, KeyError): return 0
 
 # %% ../../nbs/runs/execute.ipynb #b1d57811
+def _interruptible(work: Callable[[], Any]) -> None:
+    "Do something that starts processes; a KeyboardInterrupt ends them all, and then goes on its way."
+    import psutil
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try: future.result()
+        except KeyboardInterrupt:
+            while not future.done():
+                for child in psutil.Process().children(recursive=True):
+                    with suppress(psutil.NoSuchProcess): child.kill()
+                wait([future], 0.1)
+            raise
+
+# %% ../../nbs/runs/execute.ipynb #bd307a3e
 def _papermill(notebook: str, attempt: Path, values: Mapping[str, Any]) -> None:
     "Run the notebook. Raises RunError, saying which cell failed and where to read on."
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+    for name in ("papermill", "asyncio"): logging.getLogger(name).setLevel(logging.CRITICAL)  # what they log is raised, too
     read_on = f"read {attempt}/notebook.ipynb"
     try:
-        papermill.execute_notebook(notebook, str(attempt / "notebook.ipynb"), {**values, "out": str(attempt)},
-                                   progress_bar=False, log_output=False, extra_arguments=["--log-level=CRITICAL"])
+        _interruptible(lambda: papermill.execute_notebook(
+            notebook, str(attempt / "notebook.ipynb"), {**values, "out": str(attempt)},
+            progress_bar=False, log_output=False, extra_arguments=["--log-level=CRITICAL"]))
     except papermill.PapermillExecutionError as error:
         said = (str(error.evalue).splitlines() or [""])[0]
         if error.ename == "RunError": raise RunError(said) from error
@@ -84,7 +103,7 @@ def _papermill(notebook: str, attempt: Path, values: Mapping[str, Any]) -> None:
     if not (attempt / "metrics.json").exists():
         raise RunError(f"{notebook}: it wrote no metrics.json; its last cell must be run.finish(metrics)")
 
-# %% ../../nbs/runs/execute.ipynb #7b52009b
+# %% ../../nbs/runs/execute.ipynb #f1abd670
 def _git(root: Path) -> dict[str, Any]:
     "The commit, and whether tracked files differ from it; nothing where there is no git."
     def output(*command: str) -> str:
@@ -94,14 +113,14 @@ def _git(root: Path) -> dict[str, Any]:
                  "dirty": bool(output("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock"))}
     except (OSError, subprocess.CalledProcessError): return {"commit": "", "dirty": True}
 
-# %% ../../nbs/runs/execute.ipynb #fa35e192
+# %% ../../nbs/runs/execute.ipynb #0716d970
 def _hand_notebook_to_wandb(root: Path, folder: Path, run: str) -> None:
     "Put the executed notebook among the files of an offline W&B run."
     for files in Path(os.environ.get("WANDB_DIR", root)).glob(f"wandb/offline-run-*-{run}/files"):
         (files / "notebook.ipynb").unlink(missing_ok=True)  # a link into the attempt's folder, which is gone
         shutil.copyfile(folder / "notebook.ipynb", files / "notebook.ipynb")
 
-# %% ../../nbs/runs/execute.ipynb #1574bddb
+# %% ../../nbs/runs/execute.ipynb #b3f0c7f6
 def execute(
     name: str,  # "train" or "notebooks/train.ipynb"
     given: Mapping[str, str],  # parameters from the command line, as text
@@ -125,7 +144,7 @@ def execute(
     _hand_notebook_to_wandb(root, folder, run)
     return folder, True
 
-# %% ../../nbs/runs/execute.ipynb #9e6a55b6
+# %% ../../nbs/runs/execute.ipynb #472b07b9
 def main(
     name: str,  # the notebook
     given: Mapping[str, str],  # parameters, as text
