@@ -36,7 +36,8 @@ bake: $(UV) ## a project in baked/ whose notebooks you can edit live
 	@echo "edit: cd baked/labproject && uv run jupyter lab; then: make take"
 
 take: $(UV) ## the edits in baked/ back into the template
-	@cd baked/labproject && $(UV) run --quiet nbdev-export && $(UV) run --quiet nbdev-clean && $(UV) run --quiet nbdev-clean --fname notebooks
+	@cd baked/labproject && $(UV) run --quiet nbdev-export && $(UV) run --quiet jupyter nbconvert --clear-output --inplace --log-level=ERROR nbs/*.ipynb nbs/*/*.ipynb notebooks/*.ipynb
+	@cd baked/labproject && $(UV) run --quiet nbdev-clean && $(UV) run --quiet nbdev-clean --fname notebooks
 	@$(UV) run --quiet python tools/take.py baked/labproject
 
 clean: ## remove what the commands above made

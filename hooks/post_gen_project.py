@@ -163,6 +163,7 @@ def start_dvc() -> str:
     if not Path(".dvc/config").exists():
         run(*dvc, "init", "--quiet", *([] if Path(".git").exists() else ["--no-scm"]))
         run(*dvc, "config", "core.analytics", "false")
+        run(*dvc, "config", "core.autostage", "true")
         run(*dvc, "remote", "add", "--quiet", "--default", "storage", ANSWERS["remote"])
     if not any(Path("data/raw").glob("*")):
         raise Later("there is no table in data/raw yet")

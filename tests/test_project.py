@@ -128,6 +128,21 @@ def test_papermill_refuses_a_mistyped_name(project: Path) -> None:
     (project / "out.ipynb").unlink()
 
 
+@pytest.mark.parametrize(("content", "said"), [
+    (b"", "empty"),
+    (b"a,b\n", "a header but no rows"),
+    ("näme,b\nZoë,x\n".encode("latin1"), "not UTF-8"),
+    (b"text\x00with\x00zeros", "cannot be read as CSV"),
+    (b"a,b\n1,\n2,\n", "has no value in any row"),
+])
+def test_bad_tables(content: bytes, said: str, project: Path, tmp_path: Path) -> None:
+    """What generation asks of a table, and `prepare` too: one line that names the file or the column, and exit code 1."""
+    (tmp_path / "table.csv").write_bytes(content)
+    ask = "import sys; from churn.data import main; main(*sys.argv[1:])"
+    done = run("uv", "run", "--no-sync", "python", "-c", ask, str(tmp_path), "auto", "auto", cwd=project)
+    assert done.code == 1 and said in done.err and len(done.err.splitlines()) == 1, done.err
+
+
 def test_explore(project: Path) -> None:
     """`explore` is no stage; it runs on the table as it is."""
     in_project(project, "papermill", "notebooks/explore.ipynb", "out.ipynb")
@@ -143,7 +158,8 @@ def test_tracking(project: Path) -> None:
     for expected in ("pipeline", manifest["key"], manifest["data"]["build/prepare"], "family", "roc_auc", "loss/valid"):
         assert expected in said, expected
     assert json.loads((folder / "files/notebook.ipynb").read_text())["cells"]
-    assert list((folder / "files").rglob("*.png"))
+    evaluated = read_json(project / "build/evaluate/run.json")["wandb"]
+    assert list(project.glob(f"wandb/offline-run-*-{evaluated}/files/**/*.png"))
 
 
 def test_nothing_outside_the_project(project: Path, tmp_path: Path) -> None:
@@ -156,7 +172,7 @@ def test_nothing_outside_the_project(project: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(stop: signal.Signals, project: Path) -> None:
-    """Ctrl-C or a polite kill: exit code 130, one line, no kernel left, the attempt marked, the last run in place; then a clean start."""
+    """Ctrl-C or a polite kill: exit code 130, one line, no kernel left, the attempt marked unfinished, the last run in place."""
     before = files(project, "train")
     command = [str(project / ".venv/bin/churn"), "run", "train", "-p", f"seed={int(stop)}"]
     process = subprocess.Popen(command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -172,13 +188,10 @@ def test_interrupted(stop: signal.Signals, project: Path) -> None:
     marked = (attempt / "attempt.json").exists() and not (attempt / "run.json").exists()
     shutil.rmtree(attempt)
     assert marked and files(project, "train") == before
-    in_project(project, "churn", *command[1:], "-p", "out=build/again")
-    assert read_json(project / "build/again/run.json")["attempt"] == 1
-    shutil.rmtree(project / "build/again")
 
 
 def test_a_killed_kernel_is_not_done(project: Path) -> None:
-    """A kernel that is killed ends the run with one line; nothing says done."""
+    """A kernel that is killed ends the run with one line; nothing says done; the next attempt starts clean."""
     before = files(project, "train")
     command = [str(project / ".venv/bin/churn"), "run", "train", "-p", "seed=99"]
     process = subprocess.Popen(command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

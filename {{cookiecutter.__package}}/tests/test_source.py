@@ -58,7 +58,7 @@ def test_notebooks_hold_no_outputs(root: Path) -> None:
     """What git keeps of a notebook is its source."""
     for path in [*root.glob("nbs/**/*.ipynb"), *root.glob("notebooks/*.ipynb")]:
         cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-        assert not any(c["outputs"] or c["execution_count"] for c in cells), f"{path.name}: run `uv run nbdev-clean --fname {path.parent.name}`"
+        assert not any(c["outputs"] or c["execution_count"] for c in cells), f"{path.name}: run `uv run pre-commit run --all-files`"
 
 
 @pytest.mark.parametrize("module", [PACKAGE, f"{PACKAGE}.runs.cli", f"{PACKAGE}.schema"])
