@@ -67,19 +67,23 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def ask(url: str, body: dict | None = None) -> dict | None:
-    """GET, or POST JSON; the answer, or nothing where the service is not up yet."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+def is_ready(address: str) -> bool:
+    """Whether the service says that it is ready."""
+    try:
+        with urllib.request.urlopen(f"{address}/readyz", timeout=10) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def ask(url: str, body: dict) -> dict:
+    """The answer to a JSON body. Raises Failed."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
-            return json.loads(response.read() or "{}")
+            return json.load(response)
     except urllib.error.HTTPError as error:
-        if error.code == 503:
-            return None
         raise Failed(f"{url} answered {error.code}: {error.read().decode()[:300]}") from error
-    except OSError:
-        return None
 
 
 @contextmanager
@@ -93,7 +97,7 @@ def served(bento: str) -> Iterator[str]:
     try:
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60
-        while ask(f"{address}/readyz") is None:
+        while not is_ready(address):
             if server.poll() is not None or time.monotonic() > deadline:
                 raise Failed(f"the service did not get ready; read {DEMO / 'service.log'}")
             time.sleep(0.2)
