@@ -36,12 +36,12 @@ def kernels(project: Path) -> list[int]:
             if "ipykernel_launcher" in " ".join(p.info["cmdline"] or []) and venv in " ".join(p.info["cmdline"])]
 
 
-def wait_for_kernel(project: Path, process: subprocess.Popen) -> None:
-    """Return once the run's notebook has begun."""
-    deadline = time.monotonic() + 60
-    while not list(project.glob("build/.train-*/provenance.json")):
+def wait_for(project: Path, pattern: str, process: subprocess.Popen) -> None:
+    """Return once a running process has written such a file."""
+    deadline = time.monotonic() + 120
+    while not list(project.glob(pattern)):
         assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def test_sizes(project: Path) -> None:
@@ -176,7 +176,7 @@ def test_interrupted(stop: signal.Signals, project: Path) -> None:
     before = files(project, "train")
     command = [str(project / ".venv/bin/churn"), "run", "train", "-p", f"seed={int(stop)}"]
     process = subprocess.Popen(command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_kernel(project, process)
+    wait_for(project, "build/.train-*/provenance.json", process)
     process.send_signal(stop)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and said.strip().splitlines() == ["train: interrupted; run it again to start clean"], said
@@ -195,7 +195,7 @@ def test_a_killed_kernel_is_not_done(project: Path) -> None:
     before = files(project, "train")
     command = [str(project / ".venv/bin/churn"), "run", "train", "-p", "seed=99"]
     process = subprocess.Popen(command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_kernel(project, process)
+    wait_for(project, "build/.train-*/provenance.json", process)
     for pid in kernels(project): os.kill(pid, signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1 and "the kernel died" in said.splitlines()[-1] and "Traceback" not in said, said
@@ -249,11 +249,18 @@ def test_share(project: Path) -> None:
 
 
 def test_two_folders_same_bytes(project: Path, tmp_path: Path) -> None:
-    """A clean run in another folder gives the same bytes, for boosting and for the network."""
+    """A clean run in another folder gives the same bytes; so does a network that is killed there and goes on from its last epoch."""
     other = generated(tmp_path, project="churn")
     in_project(other, "dvc", "repro")
     assert files(project, *OUTPUTS) == files(other, *OUTPUTS)
-    for where in (project, other):
-        in_project(where, "churn", "run", "train", "-p", "family=net", "-p", "net_epochs=3", "-p", "out=build/net")
-    assert files(project, "net") == files(other, "net") and any("model" in name for name in files(project, "net"))
+    network = ("run", "train", "-p", "family=net", "-p", "out=build/net")
+    in_project(project, "churn", *network)
+    process = subprocess.Popen([str(other / ".venv/bin/churn"), *network], cwd=other, env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for(other, "build/.net-*/checkpoints/*/last.ckpt", process)
+    for pid in kernels(other):
+        os.kill(pid, signal.SIGKILL)
+    assert "the kernel died" in process.communicate(timeout=60)[1]
+    in_project(other, "churn", *network)
+    assert read_json(other / "build/net/run.json")["attempt"] == 2
+    assert files(project, "net") == files(other, "net") and any("estimator.ckpt" in name for name in files(project, "net"))
     shutil.rmtree(project / "build/net")
