@@ -140,4 +140,5 @@ def _finish_on_error(tracked: "wandb.Run") -> None:
     def after_cell(result: Any) -> None:
         if not result.success: tracked.finish(exit_code=1)
 
-    if shell := get_ipython(): shell.events.register("post_run_cell", after_cell)
+    shell = get_ipython()
+    if shell and "JPY_SESSION_NAME" not in os.environ: shell.events.register("post_run_cell", after_cell)
