@@ -12,6 +12,7 @@ import difflib
 import gzip
 import json
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def _header(
     delimiter, names = max(rows, key=lambda row: len(row[1]))
     if not any(names): raise ValueError(f"{path}: empty; it needs a header and rows")
     if not all(names): raise ValueError(f"{path}: column {names.index('') + 1} has no name; name it in the first line")
-    return delimiter, names
+    return delimiter, [name.strip() for name in names]
 
 # %% ../nbs/data.ipynb #7b52009b
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -57,11 +58,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         delimiter, names = _header(path)
         _refuse_twins(path, names)
-        return pd.read_csv(path, sep=delimiter, na_values=["?"], encoding="utf-8-sig", low_memory=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows wider than the header would lose their last values
+            return pd.read_csv(path, sep=delimiter, na_values=["?"], encoding="utf-8-sig", low_memory=False, index_col=False)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start});"
                          " save it as UTF-8, for example with iconv -f latin1 -t utf-8") from error
-    except (pd.errors.ParserError, EOFError, gzip.BadGzipFile, csv.Error) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, EOFError, gzip.BadGzipFile, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as CSV: {str(error).strip()}") from error
 
 def _refuse_twins(path: Path, names: list[str]) -> None:

@@ -120,7 +120,7 @@ def _interval(draws: np.ndarray) -> list[float]:
 def _drawn(y: np.ndarray, answer: Answer, draws: list[np.ndarray]) -> dict[str, np.ndarray]:
     "Each metric on every draw."
     drawn = [scores(y[rows], answer.take(rows)) for rows in draws]
-    return {metric: np.array([_round(d[metric]) for d in drawn]) for metric in drawn[0]}
+    return {metric: np.array([_round(d[metric]) for d in drawn]) for metric in scores(y, answer)}
 
 def compare(
     y: np.ndarray,  # [rows]: class positions, or values

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .manifest import find_root, is_done, provenance, publish, restore, write_json
+from .manifest import find_root, is_done, provenance, publish, refuse_foreign, restore, write_json
 from .parameters import Parameters, RunError
 
 # %% ../../nbs/runs/execute.ipynb #ac3478d6
@@ -133,6 +133,7 @@ def execute(
     values = resolve(Parameters.read(notebook), given, root)
     made_of, folder, began = provenance(notebook, values, root), Path(values["out"]), time.monotonic()
     if is_done(folder, made_of["key"]) or restore(folder, made_of["key"]): return folder, False
+    refuse_foreign(folder)
     with _attempt(folder, made_of["key"]) as attempt:
         run = f"{made_of['key'][:8]}{secrets.token_hex(4)}"
         os.environ |= {"WANDB_RUN_ID": run, "WANDB_RUN_GROUP": group}
