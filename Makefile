@@ -32,13 +32,16 @@ test-fast: $(UV) ## an answer in two minutes
 	@$(PYTEST) tests -m "not slow"
 
 bake: $(UV) ## a project in baked/ whose notebooks you can edit live
-	@$(UV) run --quiet cookiecutter . --no-input --overwrite-if-exists --output-dir baked project=labproject
+	@if [ -n "$$(git -C baked/labproject status --porcelain 2>&1 | grep -v '^fatal')" ]; then echo "baked/labproject has edits: make take, or remove it" >&2; exit 1; fi
+	@rm -rf baked/labproject
+	@$(UV) run --quiet cookiecutter . --no-input --output-dir baked project=labproject
+	@$(UV) run --quiet python tools/take.py note baked/labproject
 	@echo "edit: cd baked/labproject && uv run jupyter lab; then: make take"
 
 take: $(UV) ## the edits in baked/ back into the template
 	@cd baked/labproject && $(UV) run --quiet nbdev-export && $(UV) run --quiet jupyter nbconvert --clear-output --inplace --log-level=ERROR nbs/*.ipynb nbs/*/*.ipynb notebooks/*.ipynb
 	@cd baked/labproject && $(UV) run --quiet nbdev-clean && $(UV) run --quiet nbdev-clean --fname notebooks
-	@$(UV) run --quiet python tools/take.py baked/labproject
+	@$(UV) run --quiet python tools/take.py take baked/labproject
 
 clean: ## remove what the commands above made
 	rm -rf .venv .tools baked demo

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from pathlib import Path
 ANSWERS = json.loads(r'''{{ cookiecutter | tojson }}''')
 PACKAGE = ANSWERS["__package"]
 
-DESCRIBE = f"import sys; from {PACKAGE}.data import main; main(*sys.argv[1:])"
+REQUIREMENTS = ("uv", "export", "--quiet", "--frozen", "--no-default-groups", "--no-emit-project", "--no-hashes", "--no-header",
+                "--no-annotate", "--output-file", "requirements.txt")
+SETTLE = [PACKAGE, "settle", f"--target={ANSWERS['target']}", f"--task={ANSWERS['task']}", *(["--sample"] if ANSWERS["data"] == "sample" else [])]
 
 
 class Unusable(Exception):
@@ -92,13 +95,17 @@ def find_file(data: str) -> Path:
 
 
 def lock() -> str:
-    """Make `uv.lock`, with torch's CPU wheel where the wheelhouse has one and no GPU wants the other."""
-    if Path("uv.lock").exists():
+    """Make `uv.lock`, with torch's CPU wheel where the wheelhouse has one and no GPU wants the other; and what the bento installs."""
+    if Path("uv.lock").exists() and Path("requirements.txt").exists():
         run("uv", "lock", "--check")
         return "uv.lock is there already"
     wheel = cpu_torch()
     run("uv", "lock", *(["--upgrade-package", f"torch=={wheel}"] if wheel else []))
-    return f"uv.lock, torch {wheel}" if wheel else "uv.lock"
+    run(*REQUIREMENTS)
+    if find_links() and f'registry = "{find_links()}"' in Path("uv.lock").read_text():
+        return (f"uv.lock, requirements.txt{', torch ' + wheel if wheel else ''}\nsome packages come from {find_links()};"
+                " on a machine without that folder (and in CI), run first: uv lock --upgrade-package torch")
+    return "uv.lock, requirements.txt"
 
 
 def cpu_torch() -> str:
@@ -123,30 +130,15 @@ def export() -> str:
 
 
 def understand() -> str:
-    """Find target and task in the data, and write them into `params.yaml`."""
-    source = "" if any(Path("data/raw").glob("*.*")) else ANSWERS["data"]
-    command = ["uv", "run", "--no-sync", "python", "-c", DESCRIBE, "data/raw", ANSWERS["target"], ANSWERS["task"], source]
+    """Find target and task in the data, and write them into `params.yaml`; what is said is for the user to contradict."""
+    if not succeeds("uv", "run", "--no-sync", PACKAGE, "--help"):
+        raise Later("it cannot be read before the package is installed")
     try:
-        found = json.loads(run(*command))
+        return run("uv", "run", "--no-sync", *SETTLE)
     except Later as failure:
         if str(failure).startswith("error: "):
             raise Unusable(str(failure).removeprefix("error: ")) from failure
         raise
-    params = Path("params.yaml").read_text()
-    for name in ("target", "task"):
-        params = re.sub(rf"(?m)^(  {name}:) .*?(  #.*)?$", lambda m: f"{m[1]} {json.dumps(found[name])}{m[2] or ''}", params, count=1)
-    Path("params.yaml").write_text(params)
-    return "\n".join(said_aloud(found))
-
-
-def said_aloud(found: dict) -> list[str]:
-    """What was taken from the table, for the user to contradict."""
-    how = {name: "given" if ANSWERS[name] != "auto" else "inferred" for name in ("target", "task")}
-    lines = [f"{found['rows']:,} rows, {found['columns']} columns to learn from; target {found['target']!r} ({how['target']}),"
-             f" task {found['task']} ({how['task']}); params.yaml has both"]
-    if found["without_target"]:
-        lines.append(f"{found['without_target']:,} rows have no target and will be dropped")
-    return lines + [f"left out: {name}: {why}" for name, why in found["ignored"].items()]
 
 
 def start_git() -> str:
@@ -168,7 +160,8 @@ def start_dvc() -> str:
     if not any(Path("data/raw").glob("*")):
         raise Later("there is no table in data/raw yet")
     run(*dvc, "add", "--quiet", "data/raw")
-    return f"storage {ANSWERS['remote']}, data/raw tracked"
+    said = f"storage {ANSWERS['remote']}, data/raw tracked"
+    return said if Path(".git").exists() else said + "\nwithout git; once there is some: uv run dvc config core.no_scm false"
 
 
 def install_hooks() -> str:
@@ -189,17 +182,18 @@ def commit() -> str:
     return "the first one"
 
 
-# What to do, and what to run later where it could not be done.
+# What to do, and what to run later, in this order, where it could not be done.
 STEPS = [
     (bring_data, "data", "put your table into data/raw"),
-    (lock, "lock", "uv lock"),
+    (lock, "lock", f"uv lock && {' '.join(REQUIREMENTS)}"),
     (sync, "environment", "uv sync"),
     (export, "package", "uv run nbdev-export"),
-    (understand, "table", "set target and task in params.yaml"),
-    (start_git, "git", "git init"),
-    (start_dvc, "dvc", f"uv run dvc init && uv run dvc add data/raw && uv run dvc remote add -d storage {ANSWERS['remote']}"),
+    (understand, "table", shlex.join(["uv", "run", *SETTLE])),
+    (start_git, "git", "git init --initial-branch main"),
+    (start_dvc, "dvc", "uv run dvc init && uv run dvc config core.autostage true && uv run dvc config core.analytics false && uv run dvc remote add --default storage"
+                       f" {shlex.quote(ANSWERS['remote'])} && uv run dvc add data/raw"),
     (install_hooks, "hooks", "uv run nbdev-install-hooks && uv run pre-commit install"),
-    (commit, "commit", "git add --all && git commit"),
+    (commit, "commit", "git add --all && git commit --message Start"),
 ]
 
 

@@ -79,7 +79,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A generated project on the sample table, its pipeline run."""
     where = tmp_path_factory.mktemp("sample")
     project = generated(where, project="churn")
-    in_project(project, "dvc", "repro")
+    succeed("uv", "run", "dvc", "repro", cwd=project)  # as the README says it
     yield project
     shutil.rmtree(project / ".venv")
 

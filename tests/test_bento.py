@@ -1,5 +1,6 @@
 """The built bento: what it holds, what it runs on, and that it serves by itself."""
 
+import csv
 import math
 import os
 import shutil
@@ -14,7 +15,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import environment, figure, read_json, rendered, run
+import yaml
+from conftest import environment, figure, read_json, rendered, run, succeed
 
 pytestmark = pytest.mark.slow
 SECRETS = {".env": "TOKEN=hush", "server.pem": "hush", "build/model/secret.key": "hush", "data/raw/more.csv": "hush"}
@@ -76,15 +78,29 @@ def test_holds_the_model_and_what_serves_it(bento: Path) -> None:
     assert not any(b"hush" in p.read_bytes() for p in bento.rglob("*") if p.is_file())
     requirements = (bento / "env/python/requirements.txt").read_text()
     assert not any(name in requirements for name in ("torch", "lightning", "scikit-learn", "pandas", "onnxruntime-gpu"))
+    assert "bentoml==" in requirements and "pydantic-core==" in requirements  # what the lock says, and not what is newest
+
+
+def test_no_row_of_the_table_is_packed(project: Path, bento: Path) -> None:
+    """Golden rows are made up: none is a row of the table, and those inside its range share no value with it."""
+    with (project / "data/raw/breast_cancer.csv").open() as file:
+        table = [{name: float(value) for name, value in row.items() if name != "diagnosis"} for row in csv.DictReader(file)]
+    golden = read_json(bento / "src/build/model/golden.json")["rows"]
+    held = {name: {row[name] for row in table} for name in golden[0]}
+    assert len(golden) > 16 and not any(row in table for row in golden)
+    assert not [name for row in golden[:16] for name, value in row.items() if value in held[name]]
 
 
 @pytest.mark.parametrize(("accelerator", "base", "runtime"), [
-    ("cpu", "python:3.11-slim", "onnxruntime>="), ("cuda", "nvidia/cuda:13", "onnxruntime-gpu>=")])
+    ("cpu", "python:3.11-slim", "onnxruntime=="), ("cuda", "nvidia/cuda:13", "onnxruntime-gpu==")])
 def test_image(accelerator: str, base: str, runtime: str, project: Path, tmp_path: Path) -> None:
     """A GPU project's image is a CUDA one, a CPU project's is not, and torch is in neither."""
     (tmp_path / "where").mkdir()
     other = rendered(tmp_path / "where", project="churn", accelerator=accelerator)
     shutil.copytree(project / "build/model", other / "build/model")
+    hooks = yaml.safe_load((other / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    succeed("uv", "lock", cwd=other)
+    succeed(*next(hook["entry"] for hook in hooks if hook["id"] == "requirements").split(), cwd=other)
     folder = build(other, tmp_path / "home", project / ".venv/bin/bentoml")
     first = next(line for line in (folder / "env/docker/Dockerfile").read_text().splitlines() if line.startswith("FROM"))
     assert first.startswith(f"FROM {base}")

@@ -30,4 +30,7 @@ def test_demo(tmp_path: Path) -> None:
         assert f"==> {step}:" in done.stdout
     for name in ("nbs", "notebooks", "build/model/model.onnx", "build/evaluate/metrics.json", "build/train/notebook.ipynb"):
         assert (clone / "demo/tumours" / name).exists()
+    (clone / "demo/tumours/notes.md").write_text("mine")
+    again = subprocess.run(["make", "demo"], cwd=clone, env=environment(HOME=str(home), UV_CACHE_DIR=cache), capture_output=True, text=True)
+    assert again.returncode != 0 and "holds edits of yours (notes.md)" in again.stderr and (clone / "demo/tumours/notes.md").exists()
     shutil.rmtree(clone)

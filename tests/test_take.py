@@ -9,7 +9,7 @@ import pytest
 from conftest import TEMPLATE, rendered
 
 sys.path.insert(0, str(TEMPLATE / "tools"))
-from take import VARIABLE, take
+from take import VARIABLE, note, take
 
 
 @pytest.fixture
@@ -24,18 +24,24 @@ def sources(folder: Path) -> dict[str, bytes]:
             if p.suffix in {".ipynb", ".py"} and "__pycache__" not in p.parts}
 
 
+def baked(tmp_path: Path, template: Path) -> Path:
+    """A project made from the template as it is."""
+    (tmp_path / "baked").mkdir()
+    project = rendered(tmp_path / "baked", project="labproject")
+    note(project, template)
+    return project
+
+
 def test_round_trip(template: Path, tmp_path: Path) -> None:
     """Baking and taking back, with no edit, changes no byte of the template."""
     before = sources(template)
-    (tmp_path / "baked").mkdir()
-    assert take(rendered(tmp_path / "baked", project="labproject"), template) == []
+    assert take(baked(tmp_path, template), template) == []
     assert sources(template) == before
 
 
 def test_an_edit_comes_back(template: Path, tmp_path: Path) -> None:
     """An edited cell comes back with the variable in the place of the name; a deleted notebook goes."""
-    (tmp_path / "baked").mkdir()
-    project = rendered(tmp_path / "baked", project="labproject")
+    project = baked(tmp_path, template)
     notebook = project / "notebooks/train.ipynb"
     content = json.loads(notebook.read_text())
     content["cells"][0]["source"] = "# from labproject.data import read"
@@ -46,10 +52,19 @@ def test_an_edit_comes_back(template: Path, tmp_path: Path) -> None:
     assert not (template / "notebooks/explore.ipynb").exists()
 
 
+def test_what_is_newer_in_the_template_stays(template: Path, tmp_path: Path) -> None:
+    """A file that changed in the template after the bake is not overwritten by the older one."""
+    project = baked(tmp_path, template)
+    newer = template / "tests/conftest.py"
+    newer.write_text(newer.read_text() + "# mended\n")
+    with pytest.raises(SystemExit, match="changed in the template since the project was baked: tests/conftest.py"):
+        take(project, template)
+    assert newer.read_text().endswith("# mended\n")
+
+
 def test_jinja_in_a_notebook_is_refused(template: Path, tmp_path: Path) -> None:
     """Braces that cookiecutter would read stop the taking, with the notebook's name."""
-    (tmp_path / "baked").mkdir()
-    project = rendered(tmp_path / "baked", project="labproject")
+    project = baked(tmp_path, template)
     (project / "tests/test_more.py").write_text("BRACES = '{{ no }}'\n")
     with pytest.raises(SystemExit, match="test_more.py: '{{' would be read as Jinja"):
         take(project, template)

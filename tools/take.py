@@ -1,12 +1,15 @@
 """Take the notebooks edited in a baked project back into the template.
 
-    make bake                 # a project in baked/labproject
+    make bake                 # a project in baked/labproject; an edited one is not overwritten
     uv run jupyter lab        # in it: edit notebooks, run them
     make take                 # the edits, back in the template
 
-The package's name becomes the template's variable again; that is the only Jinja a notebook carries.
+The package's name becomes the template's variable again; that is the only Jinja a notebook carries. What the template held when the project was
+baked is noted beside it: a file that has changed in the template since then is not overwritten.
 """
 
+import hashlib
+import json
 import re
 import sys
 import tomllib
@@ -42,19 +45,33 @@ def read(project: Path) -> dict[Path, str]:
     return texts
 
 
+def held(template: Path) -> dict[str, str]:
+    """The template's notebooks, modules and tests, as hashes."""
+    return {p.relative_to(template).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in template.rglob("*") if is_source(p)}
+
+
+def note(project: Path, template: Path = TEMPLATE) -> None:
+    """Note what the template holds, beside a project that was made from it just now."""
+    project.with_name(f"{project.name}.json").write_text(json.dumps(held(template), indent=1))
+
+
 def take(project: Path, template: Path = TEMPLATE) -> list[Path]:
     """Bring every notebook, test and exported module of a project into the template; the files that changed."""
-    texts = read(project)
-    held = {p.relative_to(template) for p in template.rglob("*") if is_source(p)}
-    changed = [path for path, text in texts.items() if path not in held or (template / path).read_text() != text]
+    texts, now = read(project), held(template)
+    baked = json.loads(project.with_name(f"{project.name}.json").read_text())
+    changed = [path for path, text in texts.items() if path.as_posix() not in now or (template / path).read_text() != text]
+    gone = [Path(name) for name in sorted(now.keys() - {path.as_posix() for path in texts})]
+    if newer := [p.as_posix() for p in (*changed, *gone) if now.get(p.as_posix()) != baked.get(p.as_posix())]:
+        raise SystemExit(f"error: changed in the template since the project was baked: {', '.join(newer)}; bake anew and make your edits there")
     for path in changed:
         (template / path).parent.mkdir(parents=True, exist_ok=True)
         (template / path).write_text(texts[path])
-    for path in (gone := sorted(held - texts.keys())):
+    for path in gone:
         (template / path).unlink()
+    note(project, template)
     return [*changed, *gone]
 
 
 if __name__ == "__main__":
-    for path in take(Path(sys.argv[1]).resolve()):
-        print(path)
+    command, project = sys.argv[1], Path(sys.argv[2]).resolve()
+    print(*(take(project) if command == "take" else [note(project) or project]), sep="\n")

@@ -1,7 +1,9 @@
 """The pipeline's file and the notebooks agree, and mistakes in parameters start nothing."""
 
 import json
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,35 @@ def test_only_evaluate_reads_the_test_split(root: Path, stages: dict) -> None:
 ])
 def test_a_mistake_is_one_line(given: str, said: str, root: Path) -> None:
     """A wrong name, type, bound, choice or input is one line and exit code 1, before a kernel starts."""
+    before = set(root.glob("build/.train-*"))
     done = subprocess.run([PACKAGE, "run", "train", "-p", given], cwd=root, capture_output=True, text=True)
     assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1
-    assert not list(root.glob("build/.train-*"))
+    assert set(root.glob("build/.train-*")) == before
+
+
+def break_cell(root: Path, source: str) -> None:
+    """Put other source into the last cell of `train`."""
+    content = json.loads((root / "notebooks/train.ipynb").read_text())
+    content["cells"][-1]["source"] = source
+    (root / "notebooks/train.ipynb").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("how", "said"), [
+    (lambda root: break_cell(root, "x = (1,"), "code cell 10, line 1: '(' was never closed"),
+    (lambda root: break_cell(root, "%%bash\nls | wc -l"), "build/prepare: missing"),
+    (lambda root: break_cell(root, "if True:\n    %time files = !ls"), "build/prepare: missing"),
+    (lambda root: (root / PACKAGE / "features.py").write_text("import\n"), f"{PACKAGE}/features.py, line 1"),
+    (lambda root: (root / "params.yaml").write_text("train: [x]"), "params.yaml: not sections of 'name: value' lines"),
+    (lambda root: (root / "params.yaml").write_text("a: b: c"), "params.yaml: not sections of 'name: value' lines"),
+    (lambda root: (root / "notebooks/train.ipynb").write_text("{}"), "not a notebook"),
+    (lambda root: (root / "dvc.yaml").unlink(), "not inside a project"),
+])
+def test_what_cannot_be_read_is_one_line(how: Callable[[Path], None], said: str, root: Path, tmp_path: Path) -> None:
+    """Broken code and broken files are one line each; what only IPython understands is no error."""
+    for name in ("notebooks", PACKAGE):
+        shutil.copytree(root / name, tmp_path / name)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(root / name, tmp_path)
+    how(tmp_path)
+    done = subprocess.run([PACKAGE, "run", "train"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

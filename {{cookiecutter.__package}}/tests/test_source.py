@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 PACKAGE = "{{cookiecutter.__package}}"
 # Imports that take seconds, or that a service must not carry.
@@ -52,6 +53,14 @@ def test_cleaning_keeps_the_parameters_tag(copy: Path) -> None:
         tags = [c["metadata"].get("tags", []) for c in json.loads(path.read_text())["cells"]]
         assert tags.count(["parameters"]) == 1, path.name
     assert len(notebooks) >= 5
+
+
+def test_the_bento_gets_what_the_lock_says(root: Path) -> None:
+    """requirements.txt is the export of uv.lock for serving."""
+    hooks = yaml.safe_load((root / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    *command, _, _ = next(hook["entry"] for hook in hooks if hook["id"] == "requirements").split()
+    command.remove("--quiet")
+    assert run(*command, cwd=root) == (root / "requirements.txt").read_text()
 
 
 def test_notebooks_hold_no_outputs(root: Path) -> None:

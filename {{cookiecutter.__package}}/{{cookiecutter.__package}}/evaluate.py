@@ -154,14 +154,14 @@ def _entry(metric: str, found: Mapping[str, dict], drawn: Mapping[str, dict]) ->
         entry[f"minus_{name}"] = _interval(drawn["model"][metric] - drawn[name][metric])
     return entry
 
-# %% ../nbs/evaluate.ipynb #bc33ea4e
+# %% ../nbs/evaluate.ipynb #7719a1c7
 def number(
     value: float,
 ) -> str:
     "A number as people read it."
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
-# %% ../nbs/evaluate.ipynb #7719a1c7
+# %% ../nbs/evaluate.ipynb #63266754
 def overview(
     metrics: Mapping[str, Mapping[str, Any]],  # what `compare` found
 ) -> pd.DataFrame:  # a row for each metric
@@ -175,7 +175,7 @@ def overview(
         "model − linear": cell(m["value"] - m["linear"], m["minus_linear"]),
     } for metric, m in metrics.items()}).T
 
-# %% ../nbs/evaluate.ipynb #cb4e5208
+# %% ../nbs/evaluate.ipynb #f1f836cb
 LOWER = ("rmse", "mae", "mape", "log_loss", "brier_score")  # metrics of which less is better
 
 def verdict(
@@ -188,7 +188,7 @@ def verdict(
     says = "beats" if low > 0 else "is worse than" if high < 0 else "cannot be told from"
     return f"The model {says} the {baseline} baseline: {metric} {number(m['value'])}, baseline {number(m[baseline])}."
 
-# %% ../nbs/evaluate.ipynb #fc074d50
+# %% ../nbs/evaluate.ipynb #5b384ce3
 def predictions(
     frame: pd.DataFrame,  # the test rows, with the target
     answer: Answer,  # the model's
@@ -200,7 +200,7 @@ def predictions(
     said = [target.classes[k] for k in answer.prediction]
     return rows.assign(__prediction=said, **{f"__p{k}": p for k, p in enumerate(answer.probabilities.T)})
 
-# %% ../nbs/evaluate.ipynb #af3e1334
+# %% ../nbs/evaluate.ipynb #92cfceb3
 COLOURS = {"model": "#1f5fa8", "linear": "#d9822b", "trivial": "#7f7f7f"}
 LINES = {"model": "-", "linear": "--", "trivial": ":"}
 STYLE = {
@@ -213,7 +213,7 @@ STYLE = {
 }
 plt.rcParams.update(STYLE)
 
-# %% ../nbs/evaluate.ipynb #92cfceb3
+# %% ../nbs/evaluate.ipynb #98fbc42f
 def axes(
     title: str,
     x: str,  # the x axis's label
@@ -241,7 +241,7 @@ def short(
     text = str(value)
     return text if len(text) <= length else text[: length - 1] + "…"
 
-# %% ../nbs/evaluate.ipynb #fb644351
+# %% ../nbs/evaluate.ipynb #827bfc45
 def _pooled(
     y: np.ndarray,  # class positions
     answer: Answer,
@@ -254,7 +254,7 @@ def _yes(target: Target) -> str:
     "What yes means, for an axis."
     return repr(short(target.classes[1])) if len(target.classes) == 2 else "any class, pooled"
 
-# %% ../nbs/evaluate.ipynb #827bfc45
+# %% ../nbs/evaluate.ipynb #2e01e174
 def plot_roc(
     y: np.ndarray,  # class positions
     answers: Mapping[str, Answer],
@@ -269,7 +269,7 @@ def plot_roc(
     ax.legend(loc="lower right")
     return figure
 
-# %% ../nbs/evaluate.ipynb #e1822db4
+# %% ../nbs/evaluate.ipynb #a9334987
 def plot_precision_recall(
     y: np.ndarray,  # class positions
     answers: Mapping[str, Answer],
@@ -288,7 +288,7 @@ def plot_precision_recall(
     ax.legend(loc="best")
     return figure
 
-# %% ../nbs/evaluate.ipynb #c5b76da3
+# %% ../nbs/evaluate.ipynb #8effee40
 def plot_calibration(
     y: np.ndarray,  # class positions
     answers: Mapping[str, Answer],
@@ -305,7 +305,7 @@ def plot_calibration(
     ax.legend(loc="upper left")
     return figure
 
-# %% ../nbs/evaluate.ipynb #8effee40
+# %% ../nbs/evaluate.ipynb #9109c85a
 def plot_confusion(
     y: np.ndarray,  # class positions
     answer: Answer,  # the model's
@@ -325,7 +325,7 @@ def plot_confusion(
         ax.text(column, row, f"{counts[row, column]:,}\n{share[row, column]:.0%}", ha="center", va="center", color="white" if share[row, column] > 0.5 else "black")
     return figure
 
-# %% ../nbs/evaluate.ipynb #9109c85a
+# %% ../nbs/evaluate.ipynb #5a5b0f9b
 def plot_scores(
     y: np.ndarray,  # class positions
     answer: Answer,  # the model's
@@ -344,7 +344,7 @@ def plot_scores(
     ax.legend(loc="best", labelcolor="black")
     return figure
 
-# %% ../nbs/evaluate.ipynb #e6c3dd63
+# %% ../nbs/evaluate.ipynb #511a418e
 def _dots(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
     "A dot for each row, fainter where there are many."
     ax.plot(x, y, ".", color=COLOURS["model"], markersize=5, markeredgewidth=0, alpha=float(np.clip(300 / len(x), 0.12, 0.8)))
@@ -363,7 +363,7 @@ def plot_predicted(
     ax.legend(loc="upper left")
     return figure
 
-# %% ../nbs/evaluate.ipynb #511a418e
+# %% ../nbs/evaluate.ipynb #c66c6517
 def plot_residuals(
     y: np.ndarray,  # the target
     answer: Answer,  # the model's
@@ -378,7 +378,7 @@ def plot_residuals(
     _dots(ax, answer.prediction, residual)
     return figure
 
-# %% ../nbs/evaluate.ipynb #2a459380
+# %% ../nbs/evaluate.ipynb #4d89d294
 def plot_errors(
     y: np.ndarray,  # the target
     answers: Mapping[str, Answer],
@@ -393,7 +393,7 @@ def plot_errors(
     ax.legend(loc="lower right")
     return figure
 
-# %% ../nbs/evaluate.ipynb #b4c96d80
+# %% ../nbs/evaluate.ipynb #b7103ca2
 def plots(
     y: np.ndarray,  # class positions, or values
     answers: Mapping[str, Answer],  # "model", "linear" and "trivial"
@@ -409,7 +409,7 @@ def plots(
             "calibration": plot_calibration(y, answers, target), "confusion": plot_confusion(y, model, target),
             "scores": plot_scores(y, model, target, threshold)}
 
-# %% ../nbs/evaluate.ipynb #d02560dd
+# %% ../nbs/evaluate.ipynb #35e995c1
 def groups(
     values: pd.Series,  # a column
     most: int = 10,  # how many groups, besides the missing
@@ -424,7 +424,7 @@ def groups(
         names = values.where(values.isin(common) | values.isna(), "(other)").astype(str)
     return names.where(values.notna(), "(missing)")
 
-# %% ../nbs/evaluate.ipynb #1f1362ea
+# %% ../nbs/evaluate.ipynb #d54ad009
 def association(
     values: pd.Series,  # a column
     target: pd.Series,  # the target of the same rows, none missing

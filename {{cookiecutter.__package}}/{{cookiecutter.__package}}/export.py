@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'PARITY', 'UNSEEN', 'Graph', 'to_onnx', 'answers', 'differences', 'parity', 'check_parity', 'edge_rows',
-           'matrix', 'manifest', 'write']
+           'matrix', 'random_rows', 'manifest', 'write']
 
 # %% ../nbs/export.ipynb #da4b9237
 import hashlib
@@ -23,7 +23,7 @@ from sklearn.compose import ColumnTransformer
 
 from .models import Model
 from .schema import Column, Schema, Target
-from .service import FILES, Predictor, verify
+from .service import FILES, NEAR_ZERO, Predictor, verify
 
 # %% ../nbs/export.ipynb #c1dfd96e
 OPSET = {"": 20, "ai.onnx.ml": 5}
@@ -185,11 +185,12 @@ def answers(
 def differences(
     native: np.ndarray,  # probabilities [rows, classes] or predictions [rows]
     served: np.ndarray,  # the same, of the graph
+    target: Target,  # what is predicted
 ) -> np.ndarray:  # [rows]; NaN where one of the two is not finite
     "How far each row's answers are apart: absolute for probabilities, relative for predictions."
     with np.errstate(invalid="ignore"): gap = abs(native - served)
-    if native.ndim == 2: return gap.max(axis=1)
-    return gap / np.maximum(abs(native), max(np.median(abs(native)), np.finfo(float).tiny))
+    if target.classes: return gap.max(axis=1)
+    return gap / np.maximum(abs(native), max(NEAR_ZERO * (target.spread or 0), np.finfo(float).tiny))
 
 def parity(
     model: Model,  # fitted
@@ -198,16 +199,17 @@ def parity(
 ) -> float:  # NaN where an answer is not finite
     "The largest difference between a model and its graph on some rows."
     native = model.predict_proba(X) if model.schema.target.classes else model.predict(X)
-    return float(differences(native, answers(graph, X)).max())
+    return float(differences(native, answers(graph, X), model.schema.target).max())
 
 # %% ../nbs/export.ipynb #12c6fc06
 def check_parity(
     native: np.ndarray,  # probabilities [rows, classes] or predictions [rows]
     served: np.ndarray,  # the same, of the graph
+    target: Target,  # what is predicted
     what: str = "row",  # what the rows are, for the message
 ) -> float:  # the largest difference
     "Compare answers. Raises ValueError, naming the worst row, where they differ by more than `PARITY`."
-    gap = differences(native, served)
+    gap = differences(native, served, target)
     worst = int(np.argmax(np.nan_to_num(gap, nan=np.inf)))
     if gap[worst] <= PARITY: return float(gap[worst])
     raise ValueError(f"parity: {what} {worst} is {native[worst]} in the model and {served[worst]} in the graph, a difference of {gap[worst]:.1e};"
@@ -242,6 +244,23 @@ def matrix(
     return schema.encode({name: [row[name] for row in rows] for name in schema.names})
 
 # %% ../nbs/export.ipynb #7719a1c7
+def random_rows(
+    schema: Schema,  # what to draw from
+    count: int,  # how many
+) -> list[dict[str, Any]]:  # a value or None for each column
+    "Rows that are made up, the same ones for the same schema."
+    rng = np.random.default_rng(0)
+    return [{column.name: _draw(column, rng) for column in schema.columns} for _ in range(count)]
+
+def _draw(column: Column, rng: np.random.Generator) -> str | bool | float | None:
+    "One value of a column, missing as often as in training."
+    if rng.random() < column.missing: return None
+    if column.type == "category": return column.categories[rng.integers(len(column.categories))] if column.categories else None
+    if column.type == "boolean": return bool(rng.integers(2))
+    low, high = column.minimum or 0.0, column.maximum or 0.0
+    return float(low + (high - low) * rng.random())
+
+# %% ../nbs/export.ipynb #b6692ea5
 def manifest(
     folder: Path,  # with every other file in place
     **facts: Any,  # name, family, task, threshold, run, code, data, lock
@@ -255,7 +274,7 @@ def _write(path: Path, value: Any) -> None:
     "Write JSON, the same bytes for the same value."
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
-# %% ../nbs/export.ipynb #22d200f8
+# %% ../nbs/export.ipynb #f1f836cb
 def write(
     folder: str | Path,  # the model folder; there already, and without a model
     model: Model,  # what the graph was made from

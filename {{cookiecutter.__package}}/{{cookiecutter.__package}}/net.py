@@ -64,13 +64,13 @@ class Network(nn.Module):
     def prepare(
         self,
         rows: Tensor,  # float64 [rows, columns], on the CPU
-    ) -> tuple[Tensor, Tensor]:  # float32 numbers and missing flags; int64 positions in the embedding table
+    ) -> tuple[Tensor, Tensor]:  # numbers and missing flags, as the weights are; int64 positions in the embedding table
         "What the layers read."
         numbers = rows[:, self.numbers]
         mean, deviation = (torch.tensor(self.settings[k], dtype=torch.float64) for k in ("mean", "deviation"))
         missing = torch.isnan(numbers)
         standard = torch.where(missing, 0.0, ((numbers - mean) / deviation).clamp(-CLIP, CLIP))
-        return torch.cat([standard, missing.double()], 1).float(), rows[:, self.categories].long() + self.offsets
+        return torch.cat([standard, missing.double()], 1).to(self.embed.weight.dtype), rows[:, self.categories].long() + self.offsets
 
     @property
     def offsets(self) -> Tensor:
@@ -80,9 +80,9 @@ class Network(nn.Module):
 
     def infer(
         self,
-        numbers: Tensor,  # float32 [rows, 2 * number columns], as `prepare` gives them
+        numbers: Tensor,  # [rows, 2 * number columns], as `prepare` gives them
         codes: Tensor,  # int64 [rows, category columns]
-    ) -> Tensor:  # float32 [rows, outputs]
+    ) -> Tensor:  # [rows, outputs], as the weights are
         "Logits, or the standardised prediction."
         return self.layers(torch.cat([numbers, self.embed(codes).flatten(1)], 1))
 
@@ -198,7 +198,7 @@ def train(
     epochs: int,  # at most so many
     patience: int,  # epochs without a better validation loss before it stops
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,  # called with the epoch and its losses
-) -> list[dict[str, float]]:  # the losses of each epoch; the network has the best epoch's weights
+) -> list[dict[str, float]]:  # the losses of each epoch; the network has the best epoch's weights, in float64
     "Fit the network, from the folder's last checkpoint on if there is one."
     curve, stop = Curve(on_epoch), Stop("valid", patience=patience)
     best = ModelCheckpoint(folder, "best", "valid", save_last=True, save_on_train_epoch_end=True, enable_version_counter=False)
@@ -210,7 +210,7 @@ def train(
         last = Path(folder) / "last.ckpt"
         trainer.fit(training, ckpt_path=last if last.exists() else None, weights_only=True)
     training.load_state_dict(torch.load(Path(folder) / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"])
-    training.network.cpu().eval()
+    training.network.cpu().double().eval()
     return curve.losses
 
 # %% ../nbs/net.ipynb #12c6fc06
@@ -345,7 +345,7 @@ def load(
     state = torch.load(path, map_location="cpu", weights_only=True)
     estimator = (NetRegressor if state["classes"] is None else NetClassifier)(**state["parameters"])
     if state["classes"] is not None: estimator.classes_ = np.array(state["classes"])
-    estimator.network_ = Network(**state["network"])
+    estimator.network_ = Network(**state["network"]).double()
     estimator.network_.load_state_dict(state["state_dict"])
     estimator.network_.eval()
     estimator.n_features_in_ = len(state["network"]["sizes"])

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .manifest import find_root, is_done, provenance, publish, refuse_foreign, restore, write_json
-from .parameters import Parameters, RunError
+from .parameters import Parameters, RunError, overrides, settled
 
 # %% ../../nbs/runs/execute.ipynb #ac3478d6
 def resolve(
@@ -32,15 +32,9 @@ def resolve(
     root: Path,  # the project's root
 ) -> dict[str, Any]:  # every parameter's value
     "The values of a run. Raises RunError for an unknown name or a wrong value."
-    import yaml
-
-    try: sections = yaml.safe_load((root / "params.yaml").read_text()) or {}
-    except FileNotFoundError: sections = {}
-    except yaml.YAMLError as error: raise RunError(f"params.yaml: not YAML: {' '.join(str(error).split())}") from error
-    section = sections.get(Path(schema.notebook).stem) or {}
-    if not isinstance(section, dict): raise RunError(f"params.yaml: {Path(schema.notebook).stem}: is {section!r}, not 'name: value' lines")
+    section = overrides(root, schema.notebook)
     schema.check(section)
-    return schema.check({**section, **given}, text=True)
+    return settled(schema, schema.check({**section, **given}, text=True), root)
 
 # %% ../../nbs/runs/execute.ipynb #902ba3cd
 @contextmanager
@@ -127,8 +121,7 @@ def execute(
     group: str = "pipeline",  # W&B's group
 ) -> tuple[Path, bool]:  # the run's folder; whether it was run now
     "Do a run, unless it is done. Raises RunError; then the run's folder is as it was."
-    root = find_root()
-    os.chdir(root)
+    os.chdir(root := find_root())
     notebook = name if name.endswith(".ipynb") else f"notebooks/{name}.ipynb"
     values = resolve(Parameters.read(notebook), given, root)
     made_of, folder, began = provenance(notebook, values, root), Path(values["out"]), time.monotonic()

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .parameters import Parameters, RunError, code_cells
+from .parameters import Parameters, RunError, code_cells, parse
 
 # %% ../../nbs/runs/manifest.ipynb #ac3478d6
 def find_root(
@@ -49,9 +49,9 @@ def data_hash(
     return hashlib.md5(json.dumps(tree, sort_keys=True).encode()).hexdigest() + ".dir"
 
 # %% ../../nbs/runs/manifest.ipynb #7b52009b
-def _imports(source: str, package: str) -> Iterator[str]:
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
     "The package's modules that some code imports, as `module` or `folder.module`."
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (a.name.removeprefix(package + ".") for a in node.names if a.name.startswith(package + "."))
         elif isinstance(node, ast.ImportFrom):
@@ -65,20 +65,16 @@ def modules(
     notebook: str | Path,  # a run notebook
     package: str | Path,  # the package's folder
 ) -> list[Path]:  # sorted
-    "The package's source files that a run notebook reaches, the machinery aside."
+    "The package's source files that a run notebook reaches, the machinery aside. Raises RunError for code that cannot be read."
     package, found = Path(package), set()
-    waiting = [source for source, _ in code_cells(notebook)]
+    waiting = [parse(source, f"{notebook}: code cell {i + 1}") for i, (source, _) in enumerate(code_cells(notebook))]
     while waiting:
-        for name in _imports(_python(waiting.pop()), package.name):
+        for name in _imports(waiting.pop(), package.name):
             path = package / (name.replace(".", "/") + ".py")
             if path.is_file() and path not in found and not name.startswith("runs."):
                 found.add(path)
-                waiting.append(path.read_text())
+                waiting.append(parse(path.read_text(), str(path)))
     return sorted(found)
-
-def _python(source: str) -> str:
-    "A cell without the lines that only IPython understands."
-    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.split("\n"))
 
 # %% ../../nbs/runs/manifest.ipynb #1574bddb
 def _sha256(value: Any) -> str:
@@ -156,7 +152,6 @@ def retire(
     os.utime(place)
     for old in sorted(place.parent.iterdir(), key=lambda p: p.stat().st_mtime)[:-KEPT]: _remove(old)
 
-# %% ../../nbs/runs/manifest.ipynb #f6e1126c
 def restore(
     folder: Path,  # a run's folder
     key: str,  # the run that is wanted in it
@@ -169,7 +164,7 @@ def restore(
     waiting.rename(folder)
     return True
 
-# %% ../../nbs/runs/manifest.ipynb #bc33ea4e
+# %% ../../nbs/runs/manifest.ipynb #887309d0
 def _sync(path: Path) -> None:
     "Make sure that a file, or a folder's list of names, is on the disk."
     handle = os.open(path, os.O_RDONLY)

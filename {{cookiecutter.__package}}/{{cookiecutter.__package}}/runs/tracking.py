@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .manifest import OWN, find_root, provenance, refuse_foreign, retire, write_json
-from .parameters import Parameters
+from .parameters import Parameters, parse, settled
 
 if TYPE_CHECKING: import wandb
 
@@ -26,17 +26,16 @@ def _injected(
     cells: list[str],  # the cells that have run: IPython's `In`
 ) -> set[str]:
     "The names that papermill set."
-    trees = [ast.parse(cell) for cell in cells if cell.startswith("# Parameters\n")]
+    trees = [parse(cell, "injected parameters") for cell in cells if cell.startswith("# Parameters\n")]
     return {target.id for tree in trees for node in tree.body if isinstance(node, ast.Assign) for target in node.targets}
 
-# %% ../../nbs/runs/tracking.ipynb #902ba3cd
 def _values(schema: Parameters, namespace: Mapping[str, Any]) -> dict[str, Any]:
     "Every parameter's value in a running notebook. Raises RunError for an unknown name or a wrong value."
     names = [p.name for p in schema.items]
     unknown = _injected(namespace.get("In", [])) - set(names) - {"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}
     return schema.check({name: namespace[name] for name in [*names, *unknown]})
 
-# %% ../../nbs/runs/tracking.ipynb #0ade7c2c
+# %% ../../nbs/runs/tracking.ipynb #fe5dbbce
 def _wandb_environment(root: Path) -> None:
     "Keep W&B's files in the project; what the user has set stays."
     cache = root / ".cache/wandb"  # not .wandb: where that exists, W&B writes its runs into it
@@ -54,12 +53,13 @@ def _wandb_run(name: str, made_of: Mapping[str, Any], root: Path) -> "wandb.Run"
     return wandb.init(project=root.name, group=group, job_type=name, name=f"{name}-{made_of['key'][:8]}",
                       config={**made_of["parameters"], **facts}, settings=settings, reinit="finish_previous")
 
-# %% ../../nbs/runs/tracking.ipynb #17ba0791
+# %% ../../nbs/runs/tracking.ipynb #b1d57811
 @dataclass
 class Run:
     "A run notebook under way."
     key: str  # what the run is made of, as SHA-256
     out: Path  # the only folder to write to
+    parameters: Mapping[str, Any]  # every parameter's value; `auto` is what the pipeline has settled on
     wandb: "wandb.Run"
 
     def log(
@@ -85,7 +85,7 @@ class Run:
         note(self.out, device=_device())
         self.wandb.finish()
 
-# %% ../../nbs/runs/tracking.ipynb #bd307a3e
+# %% ../../nbs/runs/tracking.ipynb #7b52009b
 def _device() -> str:
     "The GPU that this process has used, or `cpu`."
     torch = sys.modules.get("torch")
@@ -99,7 +99,7 @@ def note(
     path = out / "attempt.json"
     write_json(path, {**(json.loads(path.read_text()) if path.exists() else {}), **facts})
 
-# %% ../../nbs/runs/tracking.ipynb #1574bddb
+# %% ../../nbs/runs/tracking.ipynb #f1abd670
 def clear(
     out: Path,  # a run's folder; made where it is missing
 ) -> None:
@@ -110,16 +110,16 @@ def clear(
     inside = {p.name for p in out.iterdir()} - set(OWN)
     for path in (out / name for name in inside): shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-# %% ../../nbs/runs/tracking.ipynb #9e6a55b6
+# %% ../../nbs/runs/tracking.ipynb #0716d970
 def start(
     name: str,  # the notebook's name: "train" for notebooks/train.ipynb
     namespace: Mapping[str, Any],  # the notebook's globals()
 ) -> Run:
     "Begin a run: go to the project's root, check the parameters, start tracking. Raises RunError."
-    root = find_root()
-    os.chdir(root)
+    os.chdir(root := find_root())
     notebook = f"notebooks/{name}.ipynb"
-    values = _values(Parameters.read(notebook), namespace)
+    schema = Parameters.read(notebook)
+    values = settled(schema, _values(schema, namespace), root)
     made_of, out = provenance(notebook, values, root), Path(values["out"])
     clear(out)
     write_json(out / "provenance.json", made_of)
@@ -127,9 +127,9 @@ def start(
     note(out, wandb=tracked.id)
     if (out / "notebook.ipynb").exists(): tracked.save(str(out / "notebook.ipynb"), base_path=str(out), policy="end")
     _finish_on_error(tracked)
-    return Run(made_of["key"], out, tracked)
+    return Run(made_of["key"], out, values, tracked)
 
-# %% ../../nbs/runs/tracking.ipynb #91032ad7
+# %% ../../nbs/runs/tracking.ipynb #b3f0c7f6
 def _finish_on_error(tracked: "wandb.Run") -> None:
     "End the W&B run as failed when a cell fails."
     from IPython import get_ipython
