@@ -72,7 +72,7 @@ def break_cell(root: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize(("how", "said"), [
-    (lambda root: break_cell(root, "x = (1,"), "code cell 10, line 1: '(' was never closed"),
+    (lambda root: break_cell(root, "x = (1,"), "line 1: '(' was never closed"),
     (lambda root: break_cell(root, "%%bash\nls | wc -l"), "build/prepare: missing"),
     (lambda root: break_cell(root, "if True:\n    %time files = !ls"), "build/prepare: missing"),
     (lambda root: (root / PACKAGE / "features.py").write_text("import\n"), f"{PACKAGE}/features.py, line 1"),
