@@ -236,7 +236,8 @@ def test_its_commit_hooks_pass(project: Path) -> None:
     again = [run("git", "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qam", "Look", cwd=project) for _ in range(2)]
     assert [done.code for done in again] == [1, 0] and "no outputs" in again[0].err, again
     assert notebook.read_text() == original and "private" not in succeed("git", "show", "HEAD:notebooks/explore.ipynb", cwd=project)
-    succeed("git", "reset", "--quiet", "--hard", "HEAD~1", cwd=project)
+    succeed("git", "reset", "--quiet", "--soft", "HEAD~1", cwd=project)  # `dvc.lock` stays staged
+    succeed("git", "checkout", "--quiet", "HEAD", "--", "uv.lock", cwd=project)
 
 
 def test_share(project: Path) -> None:
