@@ -201,7 +201,7 @@ def parity(
     native = model.predict_proba(X) if model.schema.target.classes else model.predict(X)
     return float(differences(native, answers(graph, X), model.schema.target).max())
 
-# %% ../nbs/export.ipynb #12c6fc06
+# %% ../nbs/export.ipynb #4d134bc0
 def check_parity(
     native: np.ndarray,  # probabilities [rows, classes] or predictions [rows]
     served: np.ndarray,  # the same, of the graph
@@ -215,7 +215,7 @@ def check_parity(
     raise ValueError(f"parity: {what} {worst} is {native[worst]} in the model and {served[worst]} in the graph, a difference of {gap[worst]:.1e};"
                      f" at most {PARITY:.0e} is allowed, so nothing was packaged")
 
-# %% ../nbs/export.ipynb #f6e1126c
+# %% ../nbs/export.ipynb #bc33ea4e
 UNSEEN = "\N{REPLACEMENT CHARACTER} unseen"  # a category that no table holds
 
 def _edges(column: Column) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def matrix(
     "Rows as a model sees them."
     return schema.encode({name: [row[name] for row in rows] for name in schema.names})
 
-# %% ../nbs/export.ipynb #7719a1c7
+# %% ../nbs/export.ipynb #63266754
 def random_rows(
     schema: Schema,  # what to draw from
     count: int,  # how many
@@ -260,7 +260,7 @@ def _draw(column: Column, rng: np.random.Generator) -> str | bool | float | None
     low, high = column.minimum or 0.0, column.maximum or 0.0
     return float(low + (high - low) * rng.random())
 
-# %% ../nbs/export.ipynb #b6692ea5
+# %% ../nbs/export.ipynb #972a67c4
 def manifest(
     folder: Path,  # with every other file in place
     **facts: Any,  # name, family, task, threshold, run, code, data, lock
@@ -274,7 +274,7 @@ def _write(path: Path, value: Any) -> None:
     "Write JSON, the same bytes for the same value."
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
-# %% ../nbs/export.ipynb #f1f836cb
+# %% ../nbs/export.ipynb #fc074d50
 def write(
     folder: str | Path,  # the model folder; there already, and without a model
     model: Model,  # what the graph was made from

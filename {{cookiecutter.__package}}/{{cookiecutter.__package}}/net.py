@@ -91,7 +91,7 @@ class Network(nn.Module):
         rows: Tensor,  # float64 [rows, columns]
     ) -> Tensor:  # float64 [rows, outputs]
         "Logits, or the prediction in the target's own units."
-        mean, deviation = self.settings["target"]
+        mean, deviation = torch.tensor(self.settings["target"], dtype=torch.float64)  # plain numbers are float32 in the exported graph
         return self.infer(*self.prepare(rows)).double() * deviation + mean
 
 # %% ../nbs/net.ipynb #7b52009b
