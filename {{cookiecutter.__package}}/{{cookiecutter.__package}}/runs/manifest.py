@@ -23,8 +23,7 @@ def find_root(
     start: str | Path = ".",  # the root itself, or a folder below it
 ) -> Path:
     "The project's root: the nearest folder above that holds `dvc.yaml`. Raises RunError where there is none."
-    start = Path(start).resolve()
-    for folder in (start, *start.parents):
+    for folder in ((start := Path(start).resolve()), *start.parents):
         if (folder / "dvc.yaml").is_file(): return folder
     raise RunError(f"{start}: not inside a project (no dvc.yaml here or above); go to the project's folder")
 
@@ -64,6 +63,7 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
 def modules(
     notebook: str | Path,  # a run notebook
     package: str | Path,  # the package's folder
+    machinery: bool = False,  # those in `runs/` too
 ) -> list[Path]:  # sorted
     "The package's source files that a run notebook reaches, the machinery aside. Raises RunError for code that cannot be read."
     package, found = Path(package), set()
@@ -71,7 +71,7 @@ def modules(
     while waiting:
         for name in _imports(waiting.pop(), package.name):
             path = package / (name.replace(".", "/") + ".py")
-            if path.is_file() and path not in found and not name.startswith("runs."):
+            if path.is_file() and path not in found and (machinery or not name.startswith("runs.")):
                 found.add(path)
                 waiting.append(parse(path.read_text(), str(path)))
     return sorted(found)
