@@ -30,12 +30,12 @@ def build(project: Path, home: Path, bentoml: Path) -> Path:
 
 
 @contextmanager
-def serve(project: Path, cwd: Path, *arguments: str, **env: str) -> Iterator[tuple[httpx.Client, psutil.Process, float]]:
+def serve(bentoml: Path, cwd: Path, *arguments: str, **env: str) -> Iterator[tuple[httpx.Client, psutil.Process, float]]:
     """A service: a client, its process, the seconds until it was ready."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [str(project / ".venv/bin/bentoml"), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(bentoml), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     began = time.monotonic()
     with (cwd.parent / f"{cwd.name}.log").open("w") as log:
         server = subprocess.Popen(command, cwd=cwd, env=environment(**env), stdout=log, stderr=log, start_new_session=True)
@@ -109,11 +109,15 @@ def test_image(accelerator: str, base: str, runtime: str, project: Path, tmp_pat
 
 
 def test_serves_from_an_empty_folder(project: Path, bento: Path, tmp_path: Path) -> None:
-    """The bento answers as the golden rows say, ready within 8 seconds, under 400 MB, with the model's digest and run."""
+    """With its own requirements and nothing of the project, the bento is ready within 8 seconds, under 400 MB, and answers as the golden rows say."""
     (tmp_path / "empty").mkdir()
+    succeed("uv", "venv", "--quiet", "--python", str(project / ".venv/bin/python"), "venv", cwd=tmp_path)
+    succeed("uv", "pip", "install", "--quiet", "--python", "venv", "--requirements", str(bento / "env/python/requirements.txt"), cwd=tmp_path)
+    assert run("venv/bin/python", "-c", "import churn", cwd=tmp_path).code != 0
+    bentoml = tmp_path / "venv/bin/bentoml"
     golden, manifest = (read_json(project / f"build/model/{name}.json") for name in ("golden", "manifest"))
     home = {"BENTOML_HOME": str(bento.parents[2])}
-    with serve(project, tmp_path / "empty", f"churn:{bento.name}", **home) as (client, process, seconds):
+    with serve(bentoml, tmp_path / "empty", f"churn:{bento.name}", **home) as (client, process, seconds):
         answer = client.post("/predict", json={"rows": golden["rows"]}).json()
         memory = sum(p.memory_info().rss for p in [process, *process.children(recursive=True)]) / 2**20
     assert (answer["model"], answer["run"]) == (manifest["digest"], manifest["run"])
@@ -127,7 +131,7 @@ def test_serves_from_an_empty_folder(project: Path, bento: Path, tmp_path: Path)
 def test_serves_from_the_source_tree(project: Path) -> None:
     """`uv run bentoml serve`, bare, in the project: one row or many, and it says which provider it runs on."""
     row = read_json(project / "build/model/golden.json")["rows"][0]
-    with serve(project, project) as (client, _, _):
+    with serve(project / ".venv/bin/bentoml", project) as (client, _, _):
         one = client.post("/predict", json={"rows": row}).json()["predictions"]
         many = client.post("/predict", json={"rows": [row] * 3}).json()["predictions"]
         assert client.get("/info").json()["provider"] == "CPUExecutionProvider"

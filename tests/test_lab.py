@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from conftest import environment, require
 from selenium import webdriver
@@ -87,6 +88,12 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     driver.quit()
 
 
+def connected(address: str) -> bool:
+    """Whether the page is connected to its kernel: before, JupyterLab answers "Run All" by asking which kernel."""
+    kernels = httpx.get(f"{address}/api/kernels?token=token").json()
+    return any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels)
+
+
 def click(browser: webdriver.Chrome, label: str, text: str) -> None:
     """Click the menu entry with this text."""
     path = f"//div[contains(@class, '{label}') and normalize-space()='{text}']"
@@ -103,15 +110,23 @@ def prompts(browser: webdriver.Chrome) -> list[str]:
     return [e.text for e in browser.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell .jp-InputPrompt")]
 
 
+def restarted_warm(kernel: str, folder: Path) -> bool:
+    """Restart a kernel; whether it is a forked one, as it is once the imports are done in the background."""
+    httpx.post(f"{kernel}/restart?token=token", timeout=60).raise_for_status()
+    zygotes = [p for p in psutil.process_iter(["cmdline", "cwd"]) if "warm import main" in " ".join(p.info["cmdline"] or [])]
+    return any(p.info["cwd"] == str(folder / "notebooks") and p.ppid() in {z.pid for z in zygotes} for p in zygotes)
+
+
 def test_train_in_jupyter_lab(project: Path, browser: webdriver.Chrome, tmp_path: Path) -> None:
-    """`train.ipynb` opens, all its cells run, none fails, and the score is on the page."""
+    """`train.ipynb` opens, all its cells run, none fails, and the score is on the page. A warm kernel, restarted, is a forked one."""
     copy, kept = tmp_path / "churn", tmp_path / "jupyter"
     shutil.copytree(project, copy, ignore=shutil.ignore_patterns(".venv", ".git", "wandb", ".dvc"))
     code = [c for c in json.loads((copy / "notebooks/train.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
     with jupyter_lab(copy, project, kept) as address:
         browser.get(f"{address}/lab/tree/notebooks/train.ipynb?token=token")
         wait(lambda: len(cells(browser)) == len(code), 60, "the notebook did not open")
-        wait(lambda: browser.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status='idle']"), 60, "no kernel")
+        wait(lambda: connected(address), 60, "no kernel")
+        wait(lambda: browser.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status='idle']"), 60, "the kernel is not idle")
         click(browser, "lm-MenuBar-itemLabel", "Run")
         click(browser, "lm-Menu-itemLabel", "Run All Cells")
         wait(lambda: all(re.fullmatch(r"\[\d+\]:", text) for text in prompts(browser)), 180, f"cells did not end: {prompts(browser)}")
@@ -122,4 +137,7 @@ def test_train_in_jupyter_lab(project: Path, browser: webdriver.Chrome, tmp_path
         assert score.is_displayed() and re.search(r"roc_auc\s+0\.9\d+", score.text), score.text
         if folder := os.environ.get("LABLINE_SCREENSHOTS"):
             browser.save_screenshot(str(Path(folder) / "train.png"))
+        session = {"path": "notebooks/explore.ipynb", "name": "explore", "type": "notebook", "kernel": {"name": "churn-warm"}}
+        kernel = httpx.post(f"{address}/api/sessions?token=token", json=session, timeout=60).json()["kernel"]
+        wait(lambda: restarted_warm(f"{address}/api/kernels/{kernel['id']}", copy), 60, "no warm kernel")
     assert json.loads((copy / "build/train/metrics.json").read_text())["valid"]["roc_auc"] > 0.9

@@ -258,14 +258,19 @@ def test_its_commit_hooks_pass(project: Path) -> None:
     original = notebook.read_text()
     content = json.loads(original)
     lock.write_text(lock.read_text() + "\n")
+    module = [{"cell_type": "code", "source": f"#| {s}", "metadata": {}, "outputs": [], "execution_count": None} for s in ("default_exp more", "export\nMORE = 1")]
+    (project / "nbs/more.ipynb").write_text(json.dumps({"nbformat": 4, "nbformat_minor": 4, "metadata": content["metadata"], "cells": module}))
+    succeed("git", "add", "nbs/more.ipynb", cwd=project)
     code = next(c for c in content["cells"] if c["cell_type"] == "code")
     code |= {"execution_count": 3, "outputs": [{"output_type": "stream", "name": "stdout", "text": "private"}]}
     notebook.write_text(json.dumps(content))
     again = [run("git", "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qam", "Look", cwd=project) for _ in range(2)]
     assert [done.code for done in again] == [1, 0] and "no outputs" in again[0].err, again
+    assert "churn/more.py" in succeed("git", "ls-files", cwd=project)
     assert notebook.read_text() == original and "private" not in succeed("git", "show", "HEAD:notebooks/explore.ipynb", cwd=project)
     succeed("git", "reset", "--quiet", "--soft", "HEAD~1", cwd=project)  # `dvc.lock` stays staged
-    succeed("git", "checkout", "--quiet", "HEAD", "--", "uv.lock", cwd=project)
+    succeed("git", "checkout", "--quiet", "HEAD", "--", "uv.lock", "churn/_modidx.py", cwd=project)
+    succeed("git", "rm", "--quiet", "--force", "nbs/more.ipynb", "churn/more.py", cwd=project)
 
 
 def test_share(project: Path) -> None:

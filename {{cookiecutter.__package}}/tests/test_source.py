@@ -4,10 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+
+from {{cookiecutter.__package}}.runs.manifest import modules
 
 PACKAGE = "{{cookiecutter.__package}}"
 # Imports that take seconds, or that a service must not carry.
@@ -61,6 +64,15 @@ def test_the_bento_gets_what_the_lock_says(root: Path) -> None:
     *command, _, _ = next(hook["entry"] for hook in hooks if hook["id"] == "requirements").split()
     command.remove("--quiet")
     assert run(*command, cwd=root) == (root / "requirements.txt").read_text()
+
+
+def test_the_bento_holds_what_the_service_imports(root: Path, tmp_path: Path) -> None:
+    """The modules that pyproject.toml packs are those that the service reaches, and the package's own beginning."""
+    code = [{"cell_type": "code", "source": f"import {PACKAGE}.service", "metadata": {}}]
+    (tmp_path / "serve.ipynb").write_text(json.dumps({"cells": code}))
+    reached = {p.relative_to(root).as_posix() for p in modules(tmp_path / "serve.ipynb", root / PACKAGE)}
+    packed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["bentoml"]["build"]["include"]
+    assert {p for p in packed if p.endswith(".py")} == reached | {f"{PACKAGE}/__init__.py"}
 
 
 def test_notebooks_hold_no_outputs(root: Path) -> None:

@@ -33,14 +33,18 @@ def run(
 # %% ../../nbs/runs/cli.ipynb #c1dfd96e
 @app.command()
 def settle(
-    target: Annotated[str, typer.Option(help="The column to predict; auto: a usual name, or the last column.")] = "auto",
+    target: Annotated[str, typer.Option(help="The column to predict; auto: a usual name, or the last column; else as in params.yaml.")] = "",
     task: Literal["auto", "classification", "regression"] = "auto",
     sample: Annotated[bool, typer.Option("--sample", help="Write a sample table first, where data/raw has none.")] = False,
 ) -> None:
     "Find target and task in data/raw, write them into params.yaml, and say what is in the table."
     from {{cookiecutter.__package}}.data import main
     from {{cookiecutter.__package}}.runs.manifest import find_root
+    from {{cookiecutter.__package}}.runs.parameters import overrides
 
-    try: os.chdir(find_root())
+    try:
+        os.chdir(root := find_root())
+        chosen = overrides(root, "prepare")
     except ValueError as error: raise SystemExit(f"error: {error}") from error
-    main("data/raw", target, task, sample)
+    same = not target or target == chosen.get("target")  # then the positive class that was chosen stays
+    main("data/raw", target or chosen.get("target", "auto"), task, sample, chosen.get("positive", "auto") if same else "auto")

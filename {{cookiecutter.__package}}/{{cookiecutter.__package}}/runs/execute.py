@@ -89,7 +89,7 @@ def _papermill(notebook: str, attempt: Path, values: Mapping[str, Any]) -> None:
             notebook, str(attempt / "notebook.ipynb"), {**values, "out": str(attempt)},
             progress_bar=False, log_output=False, extra_arguments=["--log-level=CRITICAL"]))
     except papermill.PapermillExecutionError as error:
-        said = (str(error.evalue).splitlines() or [""])[0]
+        said = next((line.strip() for line in str(error.evalue).splitlines() if line.strip()), "")
         if error.ename == "RunError": raise RunError(said) from error
         raise RunError(f"{notebook}: cell [{error.exec_count}] failed: {error.ename}: {said}; {read_on}") from error
     except (DeadKernelError, CellTimeoutError) as error:

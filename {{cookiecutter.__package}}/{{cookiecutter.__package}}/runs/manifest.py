@@ -48,16 +48,13 @@ def data_hash(
     return hashlib.md5(json.dumps(tree, sort_keys=True).encode()).hexdigest() + ".dir"
 
 # %% ../../nbs/runs/manifest.ipynb #7b52009b
-def _imports(tree: ast.Module, package: str) -> Iterator[str]:
-    "The package's modules that some code imports, as `module` or `folder.module`."
+def _imports(tree: ast.Module, folder: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    "What some code in a folder of the package may import, as paths: `from a import b` may mean a module `a.b`."
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (a.name.removeprefix(package + ".") for a in node.names if a.name.startswith(package + "."))
+        if isinstance(node, ast.Import): yield from (tuple(a.name.split(".")) for a in node.names)
         elif isinstance(node, ast.ImportFrom):
-            module = f"{package}.{node.module or ''}" if node.level else f"{node.module}."
-            inside = module.removeprefix(package + ".").rstrip(".") if module.startswith(package + ".") else None
-            if inside: yield inside
-            elif inside == "": yield from (a.name for a in node.names)
+            start = (folder[: len(folder) + 1 - node.level] if node.level else ()) + tuple(filter(None, (node.module or "").split(".")))
+            yield from (start, *((*start, a.name) for a in node.names))
 
 # %% ../../nbs/runs/manifest.ipynb #fa35e192
 def modules(
@@ -67,14 +64,14 @@ def modules(
 ) -> list[Path]:  # sorted
     "The package's source files that a run notebook reaches, the machinery aside. Raises RunError for code that cannot be read."
     package, found = Path(package), set()
-    waiting = [parse(source, f"{notebook}: code cell {i + 1}") for i, (source, _) in enumerate(code_cells(notebook))]
+    waiting = [((), parse(source, f"{notebook}: code cell {i + 1}")) for i, (source, _) in enumerate(code_cells(notebook))]
     while waiting:
-        for name in _imports(waiting.pop(), package.name):
-            path = package / (name.replace(".", "/") + ".py")
-            if path.is_file() and path not in found and (machinery or not name.startswith("runs.")):
-                found.add(path)
-                waiting.append(parse(path.read_text(), str(path)))
-    return sorted(found)
+        for name in (name for name in _imports(*waiting.pop()[::-1]) if name[:1] == (package.name,)):
+            for path in (package.parent.joinpath(*name).with_suffix(".py"), package.parent.joinpath(*name, "__init__.py")):
+                if path.is_file() and path not in found and (machinery or name[1:2] != ("runs",)):
+                    found.add(path)
+                    waiting.append((path.relative_to(package.parent).parts[:-1], parse(path.read_text(), str(path))))
+    return sorted(found - {package / "__init__.py"})
 
 # %% ../../nbs/runs/manifest.ipynb #1574bddb
 def _sha256(value: Any) -> str:

@@ -69,8 +69,7 @@ def _aliases(tree: ast.Module) -> dict[str, Any]:
 def _parameters(source: str, names: Mapping[str, Any]) -> list[Parameter]:
     "The parameters of a cell. Raises RunError for a line that is not `name: Type = literal`."
     tree, found = parse(source, "parameters cell"), []
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
     for node in tree.body:
         try:
             if not isinstance(node, ast.AnnAssign) or node.value is None: raise ValueError("it is not 'name: Type = default  # help'")
@@ -152,11 +151,11 @@ def overrides(
     notebook: str | Path,  # whose section to read
 ) -> dict[str, Any]:
     "A notebook's section of params.yaml. Raises RunError where it cannot be read."
-    import yaml
+    from ruamel.yaml import YAML, YAMLError  # YAML 1.2, as DVC reads it: 1e-3 is a number, `no` is text
 
-    try: return dict((yaml.safe_load((root / "params.yaml").read_text()) or {}).get(Path(notebook).stem) or {})
+    try: return dict((YAML(typ="safe", pure=True).load(root / "params.yaml") or {}).get(Path(notebook).stem) or {})
     except FileNotFoundError: return {}
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+    except (YAMLError, AttributeError, TypeError, ValueError) as error:
         raise RunError(f"params.yaml: not sections of 'name: value' lines: {' '.join(str(error).split())}") from error
 
 def settled(
