@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 TEMPLATE = Path(__file__).parents[1]
 DATA = TEMPLATE.parent / "shared/data"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests started in the background would hand on that Ctrl-C is ignored
 
 
 @dataclass
