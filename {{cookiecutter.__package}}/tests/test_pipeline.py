@@ -14,6 +14,7 @@ from {{cookiecutter.__package}}.runs.parameters import Parameters
 
 PACKAGE = "{{cookiecutter.__package}}"
 STAGES = ["prepare", "train", "evaluate", "package"]
+NOTEBOOKS = {name: name for name in STAGES} | {"sweep": "train"}
 
 
 @pytest.fixture(scope="session")
@@ -22,13 +23,13 @@ def stages(root: Path) -> dict:
     return yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_stage_depends_on_all_it_reaches(name: str, root: Path, stages: dict) -> None:
     """A module that a notebook imports, however deep, is in its stage's list: its change makes the stage run again."""
     deps = set(stages[name]["deps"])
-    reached = {p.relative_to(root).as_posix() for p in modules(root / f"notebooks/{name}.ipynb", root / PACKAGE)}
+    reached = {p.relative_to(root).as_posix() for p in modules(root / f"notebooks/{NOTEBOOKS[name]}.ipynb", root / PACKAGE)}
     assert {d for d in deps if d.startswith(f"{PACKAGE}/")} == reached
-    assert {f"notebooks/{name}.ipynb", "uv.lock"} <= deps
+    assert {f"notebooks/{NOTEBOOKS[name]}.ipynb", "uv.lock"} <= deps
 
 
 @pytest.mark.parametrize("name", STAGES)

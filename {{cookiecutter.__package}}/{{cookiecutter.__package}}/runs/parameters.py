@@ -161,8 +161,7 @@ def overrides(
 def settled(
     schema: Parameters,  # the notebook's parameters
     values: Mapping[str, Any],  # their values
-    root: Path,  # the project's root
+    known: Mapping[str, Any],  # what `prepare` has settled on: its section of params.yaml
 ) -> dict[str, Any]:
-    "The values, each `auto` replaced by what `prepare` has settled on. Raises RunError for a wrong value."
-    known = overrides(root, "prepare")
+    "The values, each `auto` replaced by what is known. Raises RunError for a wrong value."
     return schema.check({name: known.get(name, value) if value == "auto" else value for name, value in values.items()})

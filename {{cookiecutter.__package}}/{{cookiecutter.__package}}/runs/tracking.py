@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .manifest import OWN, find_root, provenance, refuse_foreign, retire, write_json
-from .parameters import Parameters, parse, settled
+from .parameters import Parameters, overrides, parse, settled
 
 if TYPE_CHECKING: import wandb
 
@@ -119,7 +119,7 @@ def start(
     os.chdir(root := find_root())
     notebook = f"notebooks/{name}.ipynb"
     schema = Parameters.read(notebook)
-    values = settled(schema, _values(schema, namespace), root)
+    values = settled(schema, _values(schema, namespace), overrides(root, "prepare"))
     made_of, out = provenance(notebook, values, root), Path(values["out"])
     clear(out)
     write_json(out / "provenance.json", made_of)
