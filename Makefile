@@ -12,7 +12,7 @@ export UV_FIND_LINKS ?= $(LINKS)
 endif
 PYTEST := $(UV) run --quiet pytest
 
-.PHONY: help demo test test-fast bake take clean
+.PHONY: help demo test torture test-fast bake take clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,9 @@ demo: $(UV) ## generate a project on real data, run it, serve it, ask it
 
 test: $(UV) ## all tests, at most 25 minutes
 	@$(PYTEST) tests
+
+torture: $(UV) ## batches under 100 kills at random moments with each engine; a quarter of an hour
+	@LABLINE_KILLS=100 $(PYTEST) tests/test_batches.py -k torture -o timeout=3600
 
 test-fast: $(UV) ## an answer in two minutes
 	@$(PYTEST) tests -m "not slow"

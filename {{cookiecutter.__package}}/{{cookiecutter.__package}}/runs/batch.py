@@ -140,8 +140,9 @@ def _driving(folder: Path) -> Iterator[Path]:
         try: yield path
         finally: file.truncate(0)
 
-def _sweep_up(folder: Path) -> None:
-    "Remove what dead attempts at finished runs have left."
+def _sweep_up(folder: Path, keys: Mapping[str, Any]) -> None:
+    "Remove what dead attempts have left, at runs that are finished or not in the plan any more."
+    wanted = {key[:SHORT] for key in keys}
     leases = folder.parent / ".leases"
     for lease in leases.glob("[!.]*"):
         other = read_json(lease)
@@ -149,8 +150,8 @@ def _sweep_up(folder: Path) -> None:
             if other and other["batch"] == folder.name and not lives(other, time.time() - lease.stat().st_mtime): lease.unlink()
     for attempt in folder.glob(".*-*"):
         name = attempt.name[1:].partition("-")[0]
-        held = [read_json(lease) for lease in leases.glob(f"{name}*")]
-        if (folder / name / "run.json").exists() and not any(held): shutil.rmtree(attempt, ignore_errors=True)
+        is_over = (folder / name / "run.json").exists() or name not in wanted
+        if is_over and not any(leases.glob(f"{name}*")): shutil.rmtree(attempt, ignore_errors=True)
 
 # %% ../../nbs/runs/batch.ipynb #9e6a55b6
 @dataclass
@@ -299,7 +300,7 @@ def batch(
         about = {"sweep": the_plan.path, "metrics": the_plan.sweep.metrics, "goal": the_plan.sweep.goal, "keys": sorted(the_plan.jobs)}
         if read_json(folder / "batch.json") != about: write_json(folder / "batch.json", about)
         _set_aside(folder, the_plan.jobs)
-        _sweep_up(folder)
+        _sweep_up(folder, the_plan.jobs)
         keys = [key for key in the_plan.jobs if _is_open(folder / key[:SHORT], key, failed)]
         if not keys: return state(folder)
         slots = _slots(the_plan, workers) if "://" not in engine else 0
@@ -309,7 +310,7 @@ def batch(
             Driver(the_plan, started, report).drive(keys, beat)
         finally:
             started.close()
-            _sweep_up(folder)
+            _sweep_up(folder, the_plan.jobs)
         return state(folder)
 
 def _is_open(folder: Path, key: str, failed: bool) -> bool:

@@ -87,11 +87,11 @@ class Recipe:
         notebook: str | Path,  # relative to the root
         root: Path,  # the project's root
     ):
-        package, lock = root / Path(__file__).parents[1].name, root / "uv.lock"
-        self.root, self.schema, self.hashes = root, Parameters.read(root / notebook), {}
-        sources = {p.relative_to(root).as_posix(): _sha256(p.read_text()) for p in modules(root / notebook, package)}
+        package, lock, path = root / Path(__file__).parents[1].name, root / "uv.lock", os.path.relpath(root / notebook)
+        self.root, self.schema, self.hashes = root, Parameters.read(path), {}
+        sources = {p.relative_to(root).as_posix(): _sha256(p.read_text()) for p in modules(path, package)}
         self.common = {"notebook": Path(notebook).stem, "lock": _sha256(lock.read_text()) if lock.exists() else "",
-                       "code": _sha256([[source for source, _ in code_cells(root / notebook)], sources])}
+                       "code": _sha256([[source for source, _ in code_cells(path)], sources])}
 
     def data(
         self,
