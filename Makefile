@@ -12,7 +12,7 @@ export UV_FIND_LINKS ?= $(LINKS)
 endif
 PYTEST := $(UV) run --quiet pytest
 
-.PHONY: help demo test torture test-fast bake take clean
+.PHONY: help demo test torture bench-runs test-fast bake take clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,11 +25,16 @@ $(CURDIR)/.tools/bin/uv:
 demo: $(UV) ## generate a project on real data, run it, serve it, ask it
 	@$(UV) run --quiet python tools/demo.py
 
-test: $(UV) ## all tests, at most 25 minutes
+test: $(UV) ## all tests, half an hour
 	@$(PYTEST) tests
 
 torture: $(UV) ## batches under 100 kills at random moments with each engine; a quarter of an hour
 	@LABLINE_KILLS=100 $(PYTEST) tests/test_batches.py -k torture -o timeout=3600
+
+bench-runs: $(UV) ## what a batch costs, beside papermill's own loop and others: into docs/benchmarks.md; half an hour
+	@if [ ! -d bench/churn ]; then $(UV) run --quiet cookiecutter . --no-input --output-dir bench project=churn; fi
+	@cd bench/churn && $(UV) run --no-sync dvc repro prepare && \
+	$(UV) run --no-sync papermill ../../notebooks/bench_runs.ipynb ../bench_runs.ipynb -p docs ../../docs/benchmarks.md
 
 test-fast: $(UV) ## an answer in two minutes
 	@$(PYTEST) tests -m "not slow"
@@ -47,4 +52,4 @@ take: $(UV) ## the edits in baked/ back into the template
 	@$(UV) run --quiet python tools/take.py take baked/labproject
 
 clean: ## remove what the commands above made
-	rm -rf .venv .tools baked demo
+	rm -rf .venv .tools baked bench demo
