@@ -358,7 +358,7 @@ def test_dask(lab: Path, tmp_path: Path) -> None:
 def torture(lab: Path, kills: int, engine: str, seed: int, batch: int = 16) -> Counter:
     """Kill at random moments until there were enough; every run is done once, whole, and as in an undisturbed batch. Who was killed how often."""
     draw, killed, first_seen, over, name = random.Random(seed), Counter(), {}, threading.Event(), f"torture-{engine}"
-    kinds = ["driver", "supervisor", "kernel", "zygote"] + (["dask worker"] if engine == "dask" else [])
+    weights = {"kernel": 4, "supervisor": 2, "driver": 1, "zygote": 1} | ({"dask worker": 2} if engine == "dask" else {})  # a new driver takes seconds to begin
 
     def watch() -> None:
         while not over.wait(0.02):
@@ -378,7 +378,7 @@ def torture(lab: Path, kills: int, engine: str, seed: int, batch: int = 16) -> C
                 driver = started(lab, *(("retry", name) if about.exists() else ("batch", path)), "--engine", engine)
                 while driver.poll() is None and sum(killed.values()) < kills:
                     time.sleep(draw.uniform(0.1, 1.5))
-                    kind = draw.choice(kinds)
+                    kind = draw.choices(list(weights), weights.values())[0]
                     victims = [driver.pid] if kind == "driver" else sorted(pid for pid, what in processes(lab).items() if what == kind)
                     if victims and driver.poll() is None:
                         os.kill(draw.choice(victims), signal.SIGKILL)
@@ -408,4 +408,4 @@ def test_torture(engine: str, lab: Path) -> None:
     kills = int(os.environ.get("LABLINE_KILLS", 12 if engine == "local" else 6))
     killed = torture(lab, kills, engine, seed=1 if engine == "local" else 2)
     figure(f"kills survived, engine {engine}", ", ".join(f"{count} {kind}" for kind, count in sorted(killed.items())))
-    assert sum(killed.values()) == kills
+    assert sum(killed.values()) == kills and (kills < 50 or min(killed.values()) >= kills // 20), killed
