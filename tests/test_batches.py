@@ -20,7 +20,8 @@ from conftest import Done, environment, figure, in_project, read_json, run, succ
 
 pytestmark = pytest.mark.slow
 NOT_RESULTS = {"run.json", "notebook.ipynb"}
-WORK = """import random, time
+WORK = """import random, subprocess, time
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
 draw = random.Random(seed)
 with open("executions.log", "a") as file: file.write(f"{seed}\\n")
 time.sleep(0.05 + draw.random() * pause)
@@ -179,7 +180,7 @@ def test_failures(lab: Path) -> None:
 
 def test_stop_and_a_second_driver(lab: Path) -> None:
     """A second driver is refused in one line; `stop` ends the first and every kernel of it; the same command goes on."""
-    path = sweep(lab, "long", "notebook: work\ngrid: {seed: [11, 12, 13]}\nparameters: {pause: 20.0}\n")
+    path = sweep(lab, "long", "notebook: work\ngrid: {seed: [11, 12, 13]}\nparameters: {pause: 20.0}\nlimits: {workers: 2}\n")
     driver = started(lab, "batch", path)
     wait_until(lambda: (lab / "executions.log").exists())
     second = churn(lab, "batch", path)
@@ -230,6 +231,7 @@ def test_a_gpu_each(lab: Path) -> None:
     ("notebook: work\ngrid: {seed: [1, two]}", "run 2: notebooks/work.ipynb: parameter 'seed' is 'two'"),
     ("notebook: work\ngrid: {seed: []}", "grid.seed: List should have at least 1 item"),
     ("notebook: work", "nothing to run"),
+    ("notebook: work\ngrid: {pause: [.inf]}", "run 1: Out of range float"),
     ("notebook: train\ngrid: {data: [build/nowhere]}", "build/nowhere: missing"),
     (f"notebook: work\ngrid: {{seed: {list(range(1001))}, pause: {[x / 1000 for x in range(1000)]}}}", "1,001,000 runs; if you mean it, say --yes"),
     ("notebook: work\nlimits: {timeot: 3}", "did you mean 'timeout'?"),
@@ -375,7 +377,7 @@ def torture(lab: Path, kills: int, engine: str, seed: int, batch: int = 16) -> C
             rounds += 1
             path = sweep(lab, name, f"notebook: work\ngrid: {{seed: {list(range(1000 * seed, 1000 * seed + rounds * batch))}}}\nlimits: {{retries: 5}}\n")
             while True:
-                driver = started(lab, *(("retry", name) if about.exists() else ("batch", path)), "--engine", engine)
+                driver = started(lab, *(("retry", name) if about.exists() and status(lab, name)["failed"] else ("batch", path)), "--engine", engine)
                 while driver.poll() is None and sum(killed.values()) < kills:
                     time.sleep(draw.uniform(0.1, 1.5))
                     kind = draw.choices(list(weights), weights.values())[0]
@@ -386,7 +388,9 @@ def torture(lab: Path, kills: int, engine: str, seed: int, batch: int = 16) -> C
                 said = driver.communicate(timeout=180)[0]
                 assert "Traceback" not in said, said
                 wait_until(lambda: not processes(lab), 20)  # whoever was killed, no kernel outlives the driver
-                if about.exists() and status(lab, name)["done"] == rounds * batch:
+                now = status(lab, name) if about.exists() else {"done": 0, "causes": {}}
+                assert "error" not in now["causes"], now  # a kill is never the notebook's own error
+                if now["done"] == rounds * batch:
                     break
             is_whole(lab, name)
     finally:

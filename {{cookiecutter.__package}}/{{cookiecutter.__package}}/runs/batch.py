@@ -12,6 +12,7 @@ import heapq
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -20,14 +21,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .engines import Engine
 from .execute import git_state
 from .manifest import find_root, read_json, write_json
 from .parameters import RunError
-from .supervise import BEAT, RETRIED, Job, holder, is_settled, lives, machine_memory
+from .supervise import BEAT, RETRIED, Job, alone, discard, holder, is_settled, lives
 from .sweep import SHORT, Plan, plan
+
+if TYPE_CHECKING: from {{cookiecutter.__package}}.runs.engines import Engine
 
 # %% ../../nbs/runs/batch.ipynb #ac3478d6
 def score(
@@ -93,7 +95,8 @@ def state(
             found.failed += 1
             found.causes[failure["cause"]] = found.causes.get(failure["cause"], 0) + 1
     for lease in (folder.parent / ".leases").glob("[!.]*"):
-        if (other := read_json(lease)) and other["batch"] == folder.name and lives(other, time.time() - lease.stat().st_mtime): found.running += 1
+        with suppress(OSError):
+            if (other := read_json(lease)) and other["batch"] == folder.name and lives(other, time.time() - lease.stat().st_mtime): found.running += 1
     found.driver = _driver(folder)
     return found
 
@@ -144,10 +147,11 @@ def _sweep_up(folder: Path, keys: Mapping[str, Any]) -> None:
     "Remove what dead attempts have left, at runs that are finished or not in the plan any more."
     wanted = {key[:SHORT] for key in keys}
     leases = folder.parent / ".leases"
-    for lease in leases.glob("[!.]*"):
-        other = read_json(lease)
-        with suppress(OSError):
-            if other and other["batch"] == folder.name and not lives(other, time.time() - lease.stat().st_mtime): lease.unlink()
+    leases.mkdir(exist_ok=True)
+    with alone(leases) as now:
+        for lease in leases.glob("[!.]*"):
+            other = read_json(lease)
+            if other and other["batch"] == folder.name and not lives(other, now - lease.stat().st_mtime): lease.unlink()
     for attempt in folder.glob(".*-*"):
         name = attempt.name[1:].partition("-")[0]
         is_over = (folder / name / "run.json").exists() or name not in wanted
@@ -185,7 +189,8 @@ class _Queue:
 
     def pause(self) -> float:
         "Seconds until something may change."
-        return min(1.0, max(0.01, self.heap[0][0] - time.monotonic())) if self.heap and self.heap[0][0] else 1.0
+        wait = self.heap[0][0] - time.monotonic() if self.heap else 0.0
+        return min(1.0, wait) if wait > 0 else 1.0  # what may start and has not waits for one to end
 
     def __bool__(self) -> bool: return bool(self.heap or self.running)
 
@@ -196,7 +201,7 @@ class Driver:
     def __init__(
         self,
         plan: Plan,
-        engine: Engine,
+        engine: "Engine",
         report: Callable[[State, float | None], None],  # is told how it stands, and how many seconds are left
     ):
         self.plan, self.engine, self.report, self.limits = plan, engine, report, plan.sweep.limits
@@ -229,16 +234,15 @@ class Driver:
     def job(self, waiting: _Waiting, driver: str) -> Job:
         "What a supervisor is told of a run."
         values = self.plan.values(self.plan.jobs[waiting.key])
-        share = 0.9 * machine_memory() / 2**30 / min(self.engine.slots, waiting.neighbours + 1)
         return Job(key=waiting.key, folder=str(self.plan.folder / waiting.key[:SHORT]), notebook=self.plan.notebook, kernel=self.kernel, values=values,
                    made_of=self.plan.recipe.provenance(values), git=self.git, driver=driver, environment={}, timeout=self.limits.timeout,
-                   memory=self.limits.memory or share, gpus=self.limits.gpus_per_run, last=waiting.attempts >= self.limits.retries)
+                   memory=self.limits.memory, gpus=self.limits.gpus_per_run, neighbours=waiting.neighbours, last=waiting.attempts >= self.limits.retries)
 
     def note(self, queue: _Queue, waiting: _Waiting, outcome: Mapping[str, Any]) -> None:
         "What has come of a run decides what comes next."
         folder = self.plan.folder / waiting.key[:SHORT]
         if outcome["status"] == "done": return self.state.count(folder, self.plan.sweep.metrics, self.plan.sweep.goal)
-        if outcome["status"] == "held": return queue.put(waiting, 1.0)  # another batch is at it
+        if outcome["status"] == "held" or outcome["cause"] == "stopped": return queue.put(waiting, 1.0)  # by another batch; by one who took this for dead
         cause = outcome["cause"]
         if cause == "disk": raise RunError(f"{outcome['words']}; {self.state.done} of {self.state.total} runs are done, and nothing is lost")
         if cause == "memory": waiting.neighbours = min(waiting.neighbours, self.engine.slots - 1) // 2
@@ -259,11 +263,11 @@ def _set_aside(folder: Path, keys: Mapping[str, Any]) -> None:
     wanted, place = {key[:SHORT] for key in keys}, folder.parent / ".done"
     place.mkdir(exist_ok=True)
     for path in folder.iterdir():
-        if not path.is_dir() or path.name.startswith(".") or path.name in wanted: continue
+        if path.name in wanted or not re.fullmatch("[0-9a-f]+", path.name) or len(path.name) != SHORT: continue
         if (path / "run.json").exists() and not (place / path.name).exists(): path.rename(place / path.name)
-        else: shutil.rmtree(path)
+        else: discard(path)
 
-def _engine(which: str, root: Path, slots: int, plan: Plan) -> Engine:
+def _engine(which: str, root: Path, slots: int, plan: Plan) -> "Engine":
     "An engine by its name, or by a scheduler's address. Raises RunError."
     from {{cookiecutter.__package}}.runs import engines
     from {{cookiecutter.__package}}.runs.warm import libraries
@@ -297,27 +301,39 @@ def batch(
     the_plan = plan(os.path.relpath(path), root, many)
     (folder := the_plan.folder).mkdir(parents=True, exist_ok=True)
     with _driving(folder) as beat:
-        about = {"sweep": the_plan.path, "metrics": the_plan.sweep.metrics, "goal": the_plan.sweep.goal, "keys": sorted(the_plan.jobs)}
-        if read_json(folder / "batch.json") != about: write_json(folder / "batch.json", about)
+        _note(folder, the_plan)
         _set_aside(folder, the_plan.jobs)
         _sweep_up(folder, the_plan.jobs)
         keys = [key for key in the_plan.jobs if _is_open(folder / key[:SHORT], key, failed)]
-        if not keys: return state(folder)
-        slots = _slots(the_plan, workers) if "://" not in engine else 0
-        started = _engine(engine, root, min(slots, len(keys)), the_plan)
+        if not keys: return _note(folder, the_plan) or state(folder)
+        slots = (workers or the_plan.sweep.limits.workers) if "://" in engine else min(_slots(the_plan, workers), len(keys))
+        started = _engine(engine, root, slots, the_plan)
         try:
             say(f"{the_plan.batch}: {len(keys)} of {len(the_plan.jobs)} runs to do, {started.where}")
             Driver(the_plan, started, report).drive(keys, beat)
         finally:
             started.close()
             _sweep_up(folder, the_plan.jobs)
+        _note(folder, the_plan)
         return state(folder)
+
+def _note(folder: Path, plan: Plan) -> None:
+    "Write down what the batch is, and the hash of each run's outputs: DVC carries this file, and not `run.json`. Raises RunError where another sweep has the folder."
+    before = read_json(folder / "batch.json") or {"sweep": plan.path}
+    if before["sweep"] != plan.path and Path(before["sweep"]).exists(): raise RunError(f"{folder}: it is the batch of {before['sweep']}; rename one of the two files")
+    known = {key: manifest["outputs"] for key in plan.jobs if (manifest := read_json(folder / key[:SHORT] / "run.json")) and manifest["key"] == key}
+    about = {"sweep": plan.path, "metrics": plan.sweep.metrics, "goal": plan.sweep.goal, "keys": sorted(plan.jobs),
+             "outputs": {key: digest for key, digest in before.get("outputs", {}).items() if key in plan.jobs} | known}
+    if before == about: return
+    waiting = folder / ".batch.json"
+    write_json(waiting, about)
+    waiting.rename(folder / "batch.json")
 
 def _is_open(folder: Path, key: str, failed: bool) -> bool:
     "Whether a run is to be done; a failure that is to be tried again is removed."
     if is_settled(folder, key): return False
     if (folder / "failure.json").exists():
-        if failed: shutil.rmtree(folder)
+        if failed: discard(folder)
         return failed
     return True
 

@@ -97,6 +97,7 @@ def run_notebook(
 ) -> None:
     "Run a notebook by papermill. Raises RunError, saying which cell failed and where to read on."
     import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     for name in ("papermill", "asyncio"): logging.getLogger(name).setLevel(logging.CRITICAL)  # what they log is raised, too
@@ -110,7 +111,7 @@ def run_notebook(
         raise RunError(f"{notebook}: cell [{error.exec_count}] failed: {error.ename}: {said}; {read_on}") from error
     except (DeadKernelError, CellTimeoutError) as error:
         raise KernelDied(f"{notebook}: the kernel died (killed, or out of memory?); {read_on}") from error
-    except RuntimeError as error:  # as jupyter_client has it
+    except (RuntimeError, NoSuchKernel) as error:  # as jupyter_client has it
         raise StartFailed(f"{notebook}: no kernel came up: {error}") from error
     if not (attempt / "metrics.json").exists():
         raise RunError(f"{notebook}: it wrote no metrics.json; its last cell must be run.finish(metrics)")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_DATA', 'OWN', 'KEPT', 'find_root', 'data_hash', 'modules', 'Recipe', 'provenance', 'write_json', 'read_json',
-           'is_done', 'refuse_foreign', 'retire', 'restore', 'seal', 'publish']
+           'is_done', 'refuse_foreign', 'retire', 'restore', 'sync', 'seal', 'publish']
 
 # %% ../../nbs/runs/manifest.ipynb #da4b9237
 import ast
@@ -101,21 +101,25 @@ class Recipe:
         if path not in self.hashes: self.hashes[path] = data_hash(self.root / path)
         return self.hashes[path]
 
+    def batch(
+        self,
+        values: Mapping[str, Any],  # every parameter's value
+    ) -> dict[str, str]:
+        "The hash of the batch that `compare` looks at; nothing for other notebooks. Raises RunError where there is none."
+        if self.common["notebook"] != "compare" or "batch" not in values: return {}
+        folder = self.root / "runs" / values["batch"]
+        if not (about := read_json(folder / "batch.json")): raise RunError(f"runs/{values['batch']}: no such batch; run it first (sweeps/{values['batch']}.yaml)")
+        ended = [(path.parent.name, read_json(path)) for name in ("run.json", "failure.json") for path in sorted(folder.glob(f"[!.]*/{name}"))]
+        return {f"runs/{values['batch']}": _sha256([about, [(name, what.get("outputs"), what.get("cause")) for name, what in ended if what]])}
+
     def provenance(
         self,
         values: Mapping[str, Any],  # every parameter's value
     ) -> dict[str, Any]:  # key; what it is made of: code, data, lock, parameters
         "What one run is made of. Raises RunError for a missing input."
-        made_of = {**self.common, "data": {values[name]: self.data(values[name]) for name in self.schema.inputs} | _finished(values, self.root),
+        made_of = {**self.common, "data": {values[name]: self.data(values[name]) for name in self.schema.inputs} | self.batch(values),
                    "parameters": {name: value for name, value in values.items() if name != "out"}}
         return {"key": _sha256(made_of), **made_of}
-
-def _finished(values: Mapping[str, Any], root: Path) -> dict[str, str]:
-    "The finished runs of the batch that a parameter `batch` names."
-    if "batch" not in values: return {}
-    folder = root / "runs" / values["batch"]
-    if not (folder / "batch.json").exists(): raise RunError(f"{folder}: no such batch; run it first (sweeps/{values['batch']}.yaml)")
-    return {f"runs/{values['batch']}": _sha256(sorted(path.parent.name for path in folder.glob("[!.]*/run.json")))}
 
 def provenance(
     notebook: str | Path,  # relative to the root
@@ -131,8 +135,9 @@ def write_json(
     value: Any,  # anything JSON knows; NaN is refused
 ) -> None:
     "Write JSON, the same bytes for the same value, and make sure that it is on the disk."
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     with Path(path).open("w") as file:
-        file.write(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
@@ -196,7 +201,9 @@ def restore(
     return True
 
 # %% ../../nbs/runs/manifest.ipynb #887309d0
-def _sync(path: Path) -> None:
+def sync(
+    path: Path,
+) -> None:
     "Make sure that a file, or a folder's list of names, is on the disk."
     handle = os.open(path, os.O_RDONLY)
     try: os.fsync(handle)
@@ -207,9 +214,9 @@ def seal(
     manifest: Mapping[str, Any],  # becomes run.json; `outputs` is added
 ) -> None:
     "Make an attempt whole: all of it is on the disk, and `run.json` is in it."
-    for path in attempt.rglob("*"): _sync(path)
+    for path in attempt.rglob("*"): sync(path)
     write_json(attempt / "run.json", {**manifest, "outputs": data_hash(attempt)})
-    _sync(attempt)
+    sync(attempt)
 
 def publish(
     attempt: Path,  # where the run wrote; gone afterwards
@@ -220,4 +227,4 @@ def publish(
     seal(attempt, manifest)
     if folder.exists(): retire(folder)
     attempt.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)

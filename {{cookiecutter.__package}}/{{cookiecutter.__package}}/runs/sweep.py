@@ -156,6 +156,9 @@ def plan(
     plan = Plan(Path(path).stem, str(path), notebook, sweep, recipe, {**section, **sweep.parameters}, overrides(root, "prepare"))
     for number, given in enumerate(sweep):
         if "out" in {**sweep.parameters, **given}: raise RunError(f"{path}: a batch decides itself where its runs write; leave 'out' away")
-        try: plan.jobs[recipe.provenance(plan.values(given))["key"]] = given
-        except RunError as error: raise RunError(f"{path}: run {number + 1}: {error}") from error
+        try:
+            values = plan.values(given)
+            json.dumps(values, allow_nan=False)
+            plan.jobs[recipe.provenance(values)["key"]] = given
+        except (ValueError, TypeError) as error: raise RunError(f"{path}: run {number + 1}: {error}") from error
     return plan

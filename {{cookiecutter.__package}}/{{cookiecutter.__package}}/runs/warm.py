@@ -345,13 +345,14 @@ class WarmProvisioner(LocalProvisioner):
         "Launch a kernel."
         environment, folder = kwargs.get("env") or os.environ, str(kwargs.get("cwd") or os.getcwd())
         WarmProvisioner.launched += 1
-        try: line = _find_line(self.launched > 1 or "JPY_SESSION_NAME" in environment)
+        try:
+            line = _find_line(self.launched > 1 or "JPY_SESSION_NAME" in environment)
+            if line: self.process = line.fork(cmd[cmd.index("-m") + 1 :], environment, folder)
         except RunError as reason:
             if str(reason) not in self.said: self.log.warning("an ordinary kernel, not a warm one: %s", reason)
             self.said.add(str(reason))
             line = None
         if not line: return await super().launch_kernel(cmd, **kwargs)
-        self.process = line.fork(cmd[cmd.index("-m") + 1 :], environment, folder)
         self.pid = self.pgid = self.process.pid
         _kernels.append(self.process)
         self.cwd = folder
