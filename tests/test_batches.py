@@ -143,6 +143,11 @@ def test_once_each(lab: Path) -> None:
     began = time.monotonic()
     again = churn(lab, "batch", one)
     assert again.code == 0 and time.monotonic() - began < 10 and not executions(lab)
+    spoilt = next((lab / "runs/one").glob("*/run.json"))
+    seed = read_json(spoilt)["parameters"]["seed"]
+    spoilt.unlink()  # now it is not done, and what is there must not be in the way
+    assert churn(lab, "batch", one).code == 0 and executions(lab) == {seed: 1}
+    is_whole(lab, "one")
     two = sweep(lab, "two", "notebook: work\nruns: [{seed: 4}, {seed: 5}]\nparameters: {pause: 0.1}\n")
     assert churn(lab, "batch", two).code == 0 and executions(lab) == {5: 1}
     is_whole(lab, "two")
@@ -343,11 +348,13 @@ def test_dask(lab: Path, tmp_path: Path) -> None:
         wait_until(lambda: len(list((lab / "runs/cluster").glob("[!.]*/run.json"))) > 4)
         everyone[1].kill()
         add()
+        short = churn(lab, "batch", sweep(lab, "beside", "notebook: work\ngrid: {seed: [98]}\nlimits: {retries: 0}\n"), "--engine", address)
+        assert short.code == 0, short  # another driver on the same cluster; its end is not the other's
         assert urllib.request.urlopen(f"{dashboard}/status", timeout=10).status == 200
         said = driver.communicate(timeout=180)[0]
         assert driver.returncode == 0 and "24 done, 0 failed" in said and dashboard in said, said
         is_whole(lab, "cluster")
-        assert executions(lab).keys() == set(seeds)
+        assert executions(lab).keys() == {*seeds, 98} and not status(lab, "cluster")["failed"]
         site = tmp_path / "site/papermill-0.0.1.dist-info"
         site.mkdir(parents=True)
         (site / "METADATA").write_text("Metadata-Version: 2.1\nName: papermill\nVersion: 0.0.1\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from conftest import environment, figure, generated, in_project, read_json, run, succeed
 
 pytestmark = pytest.mark.slow
@@ -293,6 +294,8 @@ def test_two_folders_same_bytes(project: Path, tmp_path: Path) -> None:
     other = generated(tmp_path, project="churn")
     in_project(other, "dvc", "repro")
     assert files(project, *OUTPUTS) == files(other, *OUTPUTS)
+    sweeps = [yaml.safe_load((folder / "dvc.lock").read_text())["stages"]["sweep"]["outs"] for folder in (project, other)]
+    assert sweeps[0] == sweeps[1]
     network = ("run", "train", "-p", "family=net", "-p", "out=build/net")
     in_project(project, "churn", *network)
     process = subprocess.Popen([str(other / ".venv/bin/churn"), *network], cwd=other, env=environment(), stderr=subprocess.PIPE, text=True)

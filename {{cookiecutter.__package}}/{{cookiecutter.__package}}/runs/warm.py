@@ -192,6 +192,7 @@ def main() -> None:
         life.send(unsafe.encode() or b"ready")
         if not unsafe: _Server(listener, life).run()
     Path(address).unlink(missing_ok=True)
+    with suppress(OSError): Path(address).parent.rmdir()
     while children := psutil.Process().children():
         kill_tree(child.pid for child in children)
         for _ in _ended(): pass
