@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 from .execute import git_state
 from .manifest import find_root, read_json, write_json
 from .parameters import RunError
-from .supervise import BEAT, RETRIED, Job, alone, discard, holder, is_settled, lives
-from .sweep import SHORT, Plan, plan
+from .supervise import BEAT, RETRIED, SHORT, Job, alone, discard, holder, is_settled, lives
 
-if TYPE_CHECKING: from {{cookiecutter.__package}}.runs.engines import Engine
+if TYPE_CHECKING:
+    from {{cookiecutter.__package}}.runs.engines import Engine
+    from {{cookiecutter.__package}}.runs.sweep import Plan
 
 # %% ../../nbs/runs/batch.ipynb #ac3478d6
 def score(
@@ -70,16 +71,17 @@ class State:
 
     def count(
         self,
-        folder: Path,  # of a finished run
+        folder: str,  # of a finished run
         metrics: list[str],  # as the sweep names them
         goal: str,
     ) -> None:
         "Count a finished run."
         self.done += 1
-        try: value = score(json.loads((folder / "metrics.json").read_text()), metrics)
+        try:
+            with open(f"{folder}/metrics.json", "rb") as file: value = score(json.loads(file.read()), metrics)
         except (OSError, ValueError): value = None
         if value is not None and (self.best is None or (value > self.best if goal == "maximize" else value < self.best)):
-            self.best, self.best_run = value, str(folder)
+            self.best, self.best_run = value, folder
 
 def state(
     folder: Path,  # runs/<batch>
@@ -88,9 +90,8 @@ def state(
     about = read_json(folder / "batch.json")
     if not about: raise RunError(f"{folder}: no batch there; {_others(folder.parent)}")
     found, wanted = State(folder.name, total=len(about["keys"])), {key[:SHORT] for key in about["keys"]}
-    with os.scandir(folder) as entries: names = sorted(wanted & {entry.name for entry in entries})
-    for name in names:
-        if os.path.exists(f"{folder}/{name}/run.json"): found.count(folder / name, about["metrics"], about["goal"])
+    for name in sorted(wanted & set(os.listdir(folder))):  # no Path: it costs more than reading the file
+        if os.path.exists(f"{folder}/{name}/run.json"): found.count(f"{folder}/{name}", about["metrics"], about["goal"])
         elif failure := read_json(folder / name / "failure.json"):
             found.failed += 1
             found.causes[failure["cause"]] = found.causes.get(failure["cause"], 0) + 1
@@ -200,7 +201,7 @@ class Driver:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: "Plan",
         engine: "Engine",
         report: Callable[[State, float | None], None],  # is told how it stands, and how many seconds are left
     ):
@@ -241,7 +242,7 @@ class Driver:
     def note(self, queue: _Queue, waiting: _Waiting, outcome: Mapping[str, Any]) -> None:
         "What has come of a run decides what comes next."
         folder = self.plan.folder / waiting.key[:SHORT]
-        if outcome["status"] == "done": return self.state.count(folder, self.plan.sweep.metrics, self.plan.sweep.goal)
+        if outcome["status"] == "done": return self.state.count(str(folder), self.plan.sweep.metrics, self.plan.sweep.goal)
         if outcome["status"] == "held" or outcome["cause"] == "stopped": return queue.put(waiting, 1.0)  # by another batch; by one who took this for dead
         cause = outcome["cause"]
         if cause == "disk": raise RunError(f"{outcome['words']}; {self.state.done} of {self.state.total} runs are done, and nothing is lost")
@@ -267,7 +268,7 @@ def _set_aside(folder: Path, keys: Mapping[str, Any]) -> None:
         if (path / "run.json").exists() and not (place / path.name).exists(): path.rename(place / path.name)
         else: discard(path)
 
-def _engine(which: str, root: Path, slots: int, plan: Plan) -> "Engine":
+def _engine(which: str, root: Path, slots: int, plan: "Plan") -> "Engine":
     "An engine by its name, or by a scheduler's address. Raises RunError."
     from {{cookiecutter.__package}}.runs import engines
     from {{cookiecutter.__package}}.runs.warm import libraries
@@ -277,7 +278,7 @@ def _engine(which: str, root: Path, slots: int, plan: Plan) -> "Engine":
     if which == "dask" or "://" in which: return engines.Dask(root, slots, names, "" if which == "dask" else which, plan.sweep.limits.gpus_per_run)
     raise RunError(f"no engine is called {which!r}; there are local, dask, and a scheduler's address such as tcp://host:8786")
 
-def _slots(plan: Plan, workers: int) -> int:
+def _slots(plan: "Plan", workers: int) -> int:
     "How many runs at once. Raises RunError where a run needs more GPUs than there are."
     from {{cookiecutter.__package}}.runs.supervise import gpus
 
@@ -296,6 +297,8 @@ def batch(
     say: Callable[[str], None] = print,
 ) -> State:  # how it stands at the end
     "Do the runs of a sweep that are not done. Raises RunError, and then no kernel has started; KeyboardInterrupt when it is stopped."
+    from {{cookiecutter.__package}}.runs.sweep import plan
+
     path = Path(path).resolve()
     os.chdir(root := find_root())
     the_plan = plan(os.path.relpath(path), root, many)
@@ -317,7 +320,7 @@ def batch(
         _note(folder, the_plan)
         return state(folder)
 
-def _note(folder: Path, plan: Plan) -> None:
+def _note(folder: Path, plan: "Plan") -> None:
     "Write down what the batch is, and the hash of each run's outputs: DVC carries this file, and not `run.json`. Raises RunError where another sweep has the folder."
     before = read_json(folder / "batch.json") or {"sweep": plan.path}
     if before["sweep"] != plan.path and Path(before["sweep"]).exists(): raise RunError(f"{folder}: it is the batch of {before['sweep']}; rename one of the two files")
@@ -400,7 +403,7 @@ def show(
         else: _table(states)
         if not watch or not any(each.driver for each in states): break
         time.sleep(2)
-    if name and not as_json:
+    if name and not as_json and states[0].failed:
         for path, failure in failures(folders[0])[:20]: print(f"failed ({failure['cause']}): {path}: {failure['words']}")
 
 def _table(states: list[State]) -> None:
