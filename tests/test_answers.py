@@ -48,7 +48,7 @@ def test_choices(accelerator: str, task: str, license: str, tmp_path: Path) -> N
     ("azure://container/churn", "dvc[azure]>="), ("ssh://host/srv/dvc", "dvc[ssh]>=")])
 def test_storage(remote: str, dvc: str, tmp_path: Path) -> None:
     """An address brings the DVC extra that it needs."""
-    assert pyproject(rendered(tmp_path, remote=remote))["dependency-groups"]["lab"][0].startswith(dvc)
+    assert any(needed.startswith(dvc) for needed in pyproject(rendered(tmp_path, remote=remote))["dependency-groups"]["lab"])
 
 
 def test_answers_stay_data(tmp_path: Path) -> None:
