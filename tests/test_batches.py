@@ -192,11 +192,15 @@ def test_stop_and_a_second_driver(lab: Path) -> None:
     assert second.code == 1 and "drives this batch" in second.err and second.err.count("\n") == 1, second
     now = status(lab, "long")
     assert now["running"] == 2 and now["driver"]["pid"] == driver.pid, now
+    watching = started(lab, "status", "long", "--watch")
+    time.sleep(4)
     stopped = churn(lab, "stop", "long")
     assert stopped.code == 0 and "stopped" in stopped.out, stopped
     said = driver.communicate(timeout=30)[0]
     assert driver.returncode == 130 and "the same command goes on" in said and "Traceback" not in said, said
     wait_until(lambda: not processes(lab), 10)
+    seen = watching.communicate(timeout=30)[0]
+    assert watching.returncode == 0 and seen.count(" long ") >= 2 and f"process {driver.pid}" in seen, seen
     assert "nobody" in churn(lab, "stop", "long").out and status(lab, "long")["failed"] == 0
     sweep(lab, "long", "notebook: work\ngrid: {seed: [11, 12, 13]}\nparameters: {pause: 0.0}\n")
     assert churn(lab, "batch", path).code == 0
@@ -282,8 +286,8 @@ def test_the_pipeline_has_a_batch(project: Path) -> None:
     assert len(ids) == 4 and all(list(project.glob(f"wandb/offline-run-*-{run}/files/notebook.ipynb")) for run in ids)
     clone = project.parent / "puller"
     in_project(project, "dvc", "push", "--quiet")
-    subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qnam", "Sweep", "--allow-empty"], cwd=project, check=True)
     subprocess.run(["git", "clone", "--quiet", project, clone], check=True)
+    shutil.copyfile(project / "dvc.lock", clone / "dvc.lock")  # as if it had been committed
     (clone / ".venv").symlink_to(project / ".venv")
     shared = {"UV_PROJECT_ENVIRONMENT": str(project / ".venv")}
     in_project(clone, "dvc", "pull", "--quiet", **shared)
