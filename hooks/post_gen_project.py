@@ -1,5 +1,6 @@
 """Turn the rendered files into a working project: data, environment, git, DVC. Safe to run twice."""
 
+import glob
 import json
 import os
 import re
@@ -15,9 +16,12 @@ from pathlib import Path
 ANSWERS = json.loads(r'''{{ cookiecutter | tojson }}''')
 PACKAGE = ANSWERS["__package"]
 
+# What is taken out of a folder.
+TEXT = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+TABLES = (*TEXT, *(text + packed for text in TEXT for packed in (".gz", ".bz2", ".xz", ".zst")), ".parquet", ".pq", ".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")
 REQUIREMENTS = ("uv", "export", "--quiet", "--frozen", "--no-default-groups", "--no-emit-project", "--no-hashes", "--no-header",
                 "--no-annotate", "--output-file", "requirements.txt")
-SETTLE = [PACKAGE, "settle", f"--target={ANSWERS['target']}", f"--task={ANSWERS['task']}", *(["--sample"] if ANSWERS["data"] == "sample" else [])]
+SETTLE = ["settle", f"--target={ANSWERS['target']}", f"--task={ANSWERS['task']}", *(["--sample"] if ANSWERS["data"] == "sample" else [])]
 
 
 class Unusable(Exception):
@@ -69,16 +73,25 @@ def bring_data() -> str:
     Path("data/raw").mkdir(parents=True, exist_ok=True)
     if data == "sample":
         return "a sample, which comes with scikit-learn"
-    url = re.match(r"https?://", data)
-    target = Path("data/raw") / Path(data.partition("?")[0] if url else data).name
-    if target.exists():
-        return f"{target} is there already"
-    try:
-        fetch(data, target) if url else shutil.copyfile(find_file(data), target)
-    except OSError as error:
-        target.unlink(missing_ok=True)
-        raise Unusable(f"data: {data!r} cannot be read ({getattr(error, 'reason', error)})") from error
-    return f"{target}, {target.stat().st_size:,} bytes"
+    if from_database(data):
+        return "read from the database below"
+    url = bool(re.match(r"https?://", data))
+    sources = [Path(data.partition("?")[0])] if url else find_files(data)
+    if kept := [name for name in (source.name for source in sources) if (Path("data/raw") / name).exists()]:
+        return f"{', '.join(kept)}: there already"
+    for source in sources:
+        target = Path("data/raw") / source.name
+        try:
+            fetch(data, target) if url else shutil.copyfile(source, target)
+        except OSError as error:
+            target.unlink(missing_ok=True)
+            raise Unusable(f"data: {data!r} cannot be read ({getattr(error, 'reason', error)})") from error
+    return f"{', '.join(source.name for source in sources)}, {sum(f.stat().st_size for f in Path('data/raw').iterdir()):,} bytes"
+
+
+def from_database(data: str) -> bool:
+    """Whether the data are in a database."""
+    return "://" in data and not re.match(r"https?://", data)
 
 
 def fetch(url: str, target: Path) -> None:
@@ -87,11 +100,13 @@ def fetch(url: str, target: Path) -> None:
         shutil.copyfileobj(response, file)
 
 
-def find_file(data: str) -> Path:
-    """The user's table, relative to where cookiecutter was called, or to the folder that the project went to."""
-    places = [Path(os.environ.get("PWD", ".")), Path.cwd().parent]
-    paths = [place / Path(data).expanduser() for place in places]
-    return next((path for path in paths if path.is_file()), paths[0])
+def find_files(data: str) -> list[Path]:
+    """The user's tables, relative to where cookiecutter was called, or to the folder that the project went to: a file, a folder, or what a pattern matches."""
+    for place in (Path(os.environ.get("PWD", ".")), Path.cwd().parent):
+        path = place / Path(data).expanduser()
+        if found := sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else sorted(map(Path, glob.glob(str(path)))):
+            return [file for file in found if path.is_file() or (file.name.lower().endswith(TABLES) and file.is_file() and not file.name.startswith("."))]
+    return []
 
 
 def lock() -> str:
@@ -129,12 +144,31 @@ def export() -> str:
     return f"{PACKAGE}/, from nbs/"
 
 
+def read_database() -> str:
+    """Read the table from its database, once, into data/raw."""
+    if not from_database(ANSWERS["data"]):
+        return ""
+    return own(["fetch", absolute(ANSWERS["data"])], "it cannot be read before the package is installed")
+
+
+def absolute(address: str) -> str:
+    """An address whose SQLite file is found from anywhere: a relative one is meant from where cookiecutter was called."""
+    scheme, _, rest = address.partition("://")
+    path, mark, what = rest.removeprefix("/").partition("?")
+    return f"sqlite:///{Path(os.environ.get('PWD', '.')) / path}{mark}{what}" if scheme == "sqlite" else address
+
+
 def understand() -> str:
     """Find target and task in the data, and write them into `params.yaml`; what is said is for the user to contradict."""
+    return own(SETTLE, "it cannot be read before the package is installed")
+
+
+def own(command: list[str], otherwise: str) -> str:
+    """What a command of the project says. Its one-line errors end the generation."""
     if not succeeds("uv", "run", "--no-sync", PACKAGE, "--help"):
-        raise Later("it cannot be read before the package is installed")
+        raise Later(otherwise)
     try:
-        return run("uv", "run", "--no-sync", *SETTLE)
+        return run("uv", "run", "--no-sync", PACKAGE, *command)
     except Later as failure:
         if str(failure).startswith("error: "):
             raise Unusable(str(failure).removeprefix("error: ")) from failure
@@ -188,7 +222,8 @@ STEPS = [
     (lock, "lock", f"uv lock && {' '.join(REQUIREMENTS)}"),
     (sync, "environment", "uv sync"),
     (export, "package", "uv run nbdev-export"),
-    (understand, "table", shlex.join(["uv", "run", *SETTLE])),
+    (read_database, "database", shlex.join(["uv", "run", PACKAGE, "fetch", ANSWERS["data"]])),
+    (understand, "table", shlex.join(["uv", "run", PACKAGE, *SETTLE])),
     (start_git, "git", "git init --initial-branch main"),
     (start_dvc, "dvc", "uv run dvc init && uv run dvc config core.autostage true && uv run dvc config core.analytics false && uv run dvc remote add --default storage"
                        f" {shlex.quote(ANSWERS['remote'])} && uv run dvc add data/raw"),
@@ -203,7 +238,9 @@ def main() -> None:
         return
     for step, name, later in STEPS:
         try:
-            first, *more = step().splitlines()
+            if not (said := step().splitlines()):
+                continue
+            first, *more = said
             print(f"  ok     {name:<12} {first}", *(f"         {'':<12} {line}" for line in more), sep="\n", flush=True)
         except Later as reason:
             print(f"  later  {name:<12} {reason}; run: {later}", flush=True)

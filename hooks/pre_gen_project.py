@@ -1,5 +1,6 @@
 """Refuse answers that cannot become a working project, before anything is written."""
 
+import glob
 import json
 import keyword
 import os
@@ -12,7 +13,10 @@ from pathlib import Path
 # Answers come as one JSON literal: whatever is in them stays data.
 ANSWERS = json.loads(r'''{{ cookiecutter | tojson }}''')
 
-TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+TEXT = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
+TABLES = (*TEXT, *(text + packed for text in TEXT for packed in (".gz", ".bz2", ".xz", ".zst")), ".parquet", ".pq", ".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")
+KINDS = "a CSV, TSV, JSON lines (also packed with gzip, bzip2, xz or zstd), Parquet or Excel file"
+DATABASES = ("sqlite", "postgresql")
 SCHEMES = ("s3", "gs", "azure", "ssh")
 # What a project's own folders, tools and imports are called; a package of that name would hide them.
 TAKEN = {"test", "tests", "data", "build", "notebooks", "nbs", "runs", "models", "wandb", "dvc", "nbdev", "papermill",
@@ -45,11 +49,13 @@ def check_package(package: str, project: str) -> list[str]:
     return []
 
 
-def find_file(data: str) -> Path:
-    """The user's table, relative to where cookiecutter was called, or to the folder that the project goes to."""
-    places = [Path(os.environ.get("PWD", ".")), Path.cwd().parent]
-    paths = [place / Path(data).expanduser() for place in places]
-    return next((path for path in paths if path.exists()), paths[0])
+def find_files(data: str) -> list[Path]:
+    """The user's files, relative to where cookiecutter was called, or to the folder that the project goes to: a file, a folder, or what a pattern matches."""
+    for place in (Path(os.environ.get("PWD", ".")), Path.cwd().parent):
+        path = place / Path(data).expanduser()
+        if found := sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else sorted(map(Path, glob.glob(str(path)))):
+            return found
+    return []
 
 
 def check_data(data: str) -> list[str]:
@@ -59,26 +65,35 @@ def check_data(data: str) -> list[str]:
     if re.match(r"https?://", data):
         return check_url(data)
     if "://" in data:
-        return [f"data: {data!r} is no address that can be read; give a file, or http:// or https://"]
-    path = find_file(data)
-    if not path.exists():
-        return [f"data: there is no file {data!r}; give the path of a table, or 'sample'"]
-    if path.is_dir():
-        return [f"data: {data!r} is a folder; give one file in it"]
-    return check_kind(data, path.name)
+        return check_database(data)
+    if not (files := find_files(data)):
+        return [f"data: there is no file {data!r}; give the path of a table, a folder of tables, or 'sample'"]
+    if not any(is_table(path.name) for path in files):
+        return [f"data: {data!r} is of a kind that cannot be read; give {KINDS}, or a folder of them"]
+    return []
 
 
-def check_kind(data: str, name: str) -> list[str]:
-    """The file's name ends as a table's does."""
-    if name.lower().endswith(TABLES):
-        return []
-    return [f"data: {data!r} is of a kind that cannot be read; convert it to one of {', '.join(TABLES)}"]
+def is_table(name: str) -> bool:
+    """A file's name ends as a table's does."""
+    return name.lower().endswith(TABLES)
+
+
+def check_database(address: str) -> list[str]:
+    """An address says what to read from which database. It holds no password: cookiecutter keeps answers in its replay file, and cruft in git."""
+    scheme, _, rest = address.partition("://")
+    if scheme not in DATABASES:
+        return [f"data: {address!r} is no address that can be read; give a file, http://, https://, {' or '.join(d + '://' for d in DATABASES)}"]
+    if re.match(r"[^/?]*:[^/?]*@", rest):
+        return ["data: the address holds a password, which would be written down; leave it out, and set PGPASSWORD, ~/.pgpass or DATABASE_PASSWORD"]
+    if not re.search(r"[?&](table|query)=.", rest):
+        return ["data: say what to read from the database: ?table=customers or ?query=SELECT …"]
+    return []
 
 
 def check_url(url: str) -> list[str]:
     """The address answers. Nothing is kept of it yet."""
-    if wrong := check_kind(url, url.partition("?")[0]):
-        return wrong
+    if not is_table(url.partition("?")[0]):
+        return [f"data: {url!r} is of a kind that cannot be read; give {KINDS}"]
     try:
         with urllib.request.urlopen(url, timeout=20):
             return []

@@ -45,7 +45,7 @@ class Target:
         return self.classes[1] if len(self.classes) == 2 else None
 
 # %% ../nbs/schema.ipynb #fe5dbbce
-MISSING = ("", "?", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "None", "NULL", "null")  # text that stands for no value
+MISSING = ("", "?", "-", "NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "None", "NULL", "null")  # text that stands for no value
 SPANS = 10  # how many training ranges beyond the training range a number may lie before it is clipped
 
 def _encode(
