@@ -19,7 +19,7 @@ import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import DATA, Done, cookiecutter, generated, in_project, run, table
+from conftest import Done, cookiecutter, environment, generated, in_project, run, table
 
 pytestmark = pytest.mark.slow
 ROWS = 5000
@@ -94,7 +94,6 @@ BROKEN: dict[str, tuple[bytes | str | Callable[[], bytes], str]] = {
     "open-quote.csv": (GOOD + '1,"x,yes\n' + GOOD, f"line {ROWS + 2}: a quote that is not closed"),
     "bare-quote.csv": (GOOD + '1,"x"y,yes\n', f"line {ROWS + 2}: a quote that is not closed, or not alone"),
     "long-line.csv": (lambda: b"a,b\n1," + b"x" * 200_000_000 + b"\n", "line 2: longer than 16 MB"),
-    "long-line.jsonl": (lambda: b'{"a": "' + b"x" * 20_000_000 + b'"}\n', "longer than 16 MB"),
     "zero.csv": (GOOD.encode() + b"1,\0,yes\n", f"byte {len(GOOD) + 2:,} is zero, so it is no text"),
     "zeros.csv": (bytes(4096), "byte 0 is zero"),
     "image.csv": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20, "is no text"),
@@ -214,7 +213,7 @@ def test_an_odd_file_is_read(name: str, fine: dict[str, dict]) -> None:
 
 def random_table(rng: random.Random) -> tuple[bytes, list[list[str]]]:
     """A CSV of a random dialect, as Python's csv module writes it, and its rows."""
-    texts = ["x", "a b", "3", "3.5", "two\nlines", 'say "hi"', "a,b", "c;d", "é", "tab\there", "'", "it's", "#1", "-"]
+    texts = ["x", "a b", "3", "3.5", "two\nlines", 'say "hi"', "a,b", "c;d", "Zoë", "tab\there", "'", "it's", "#1", "-"]
     width = rng.randint(2, 6)
     rows = [[rng.choice(texts[:2])] + [rng.choice(texts) for _ in range(width - 1)] for _ in range(rng.choice([3, 40, 3000]))]
     out = io.StringIO()
@@ -304,8 +303,7 @@ class Postgres:
 
     def do(self, program: str, *arguments: str) -> str:
         """Run one of the server's programs; its output."""
-        environment = os.environ | {"PGPASSWORD": SECRET}
-        done = subprocess.run([*self.as_user, str(self.bin / program), *arguments], capture_output=True, text=True, env=environment, cwd="/")
+        done = subprocess.run([*self.as_user, str(self.bin / program), *arguments], capture_output=True, text=True, env=environment(PGPASSWORD=SECRET), cwd="/")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -332,6 +330,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server.sql("CREATE TABLE customers AS SELECT i AS id, 20 + i % 50 AS age, (i * 1.5)::numeric(9, 2) AS paid, CASE WHEN i % 7 = 0 THEN NULL ELSE 'city ' || i % 5 END AS city,"
                " date '2024-01-01' + i AS since, i % 3 = 0 AS churned FROM generate_series(1, 300) i")
     server.sql("CREATE TABLE large AS SELECT i, md5(i::text) AS t FROM generate_series(1, 400000) i")
+    server.sql("CREATE SEQUENCE visitors")
     yield server
     server.do("pg_ctl", "-D", str(server.folder / "data"), "-m", "immediate", "stop")
 
@@ -371,7 +370,8 @@ def test_postgres(postgres: Postgres, with_driver: Path, tmp_path: Path) -> None
     ("query=SELECT ARRAY[1,2] AS both", SECRET, "column 'both' holds bigint[]"),
     ("query=SELECT 1 AS a, 2 AS a", SECRET, "more than one column is called 'a'"),
     ("query=SELECT 1 AS a WHERE false", SECRET, "no rows"),
-    ("query=DROP TABLE customers", SECRET, "read-only"),
+    ("query=DROP TABLE customers", SECRET, "syntax error"),
+    ("query=SELECT nextval('visitors')", SECRET, "read-only transaction"),
     ("", SECRET, "say what to read, with ?table="),
 ])
 def test_postgres_refuses(what: str, password: str, said: str, postgres: Postgres, with_driver: Path) -> None:
@@ -392,14 +392,13 @@ def test_a_server_that_vanishes(postgres: Postgres, with_driver: Path) -> None:
     """The connection ends while rows are read: one line, and no file, nor half of one."""
     slow = postgres.address("query=SELECT i, t, pg_sleep(0.00002) IS NULL AS s FROM large")
     command = ["uv", "run", "--no-sync", "churn", "fetch", slow]
-    environment = os.environ | {"PGPASSWORD": SECRET}
-    reading = subprocess.Popen(command, cwd=with_driver, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    reading = subprocess.Popen(command, cwd=with_driver, env=environment(PGPASSWORD=SECRET), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(200):
         time.sleep(0.1)
-        if postgres.sql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.00002)%' AND pid <> pg_backend_pid()").strip() != "0":
+        if postgres.sql("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()").strip() != "0":
             break
     time.sleep(1)
-    assert "t" in postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.00002)%' AND pid <> pg_backend_pid()")
+    assert "t" in postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")
     out, err = reading.communicate(timeout=60)
     assert reading.returncode == 1 and len(err.splitlines()) == 1 and "postgresql://me@127.0.0.1" in err, out + err
     assert not list((with_driver / "data/raw").glob("*.parquet")) and not list((with_driver / "data/raw").glob(".*.part"))

@@ -71,10 +71,3 @@ def test_text_alone(tmp_path: Path, shared_environment: None) -> None:
     done = cookiecutter(tmp_path, data=str(table("movie_reviews.parquet")), project="reviews")
     assert done.code != 0 and "no column to learn from; left out: review (text or an identifier" in done.err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_json_lines(tmp_path: Path) -> None:
-    """A kind of file that is not read yet is refused with the kinds that are."""
-    done = cookiecutter(tmp_path, data=str(table("german_credit.jsonl")), project="credit")
-    assert done.code != 0 and "of a kind that cannot be read; convert it to one of .csv" in done.err
-    assert list(tmp_path.iterdir()) == []

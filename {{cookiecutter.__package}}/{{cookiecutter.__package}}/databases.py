@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .tables import connected, plain_columns, store
+from .tables import check_names, connected, plain_columns, store
 from .values import literal, quoted
 
 # %% ../nbs/databases.ipynb #c1dfd96e
@@ -88,9 +88,10 @@ def fetch(
         raise ValueError(f"{masked(address)}: its driver is not installed ({error}); add it: uv add --group lab …") from error
     with connected() as (con, work):
         try:
-            with engine.connect().execution_options(stream_results=True, max_row_buffer=BATCH) as database:
+            with engine.connect().execution_options(stream_results=True, max_row_buffer=BATCH, postgresql_readonly=True) as database:
                 result = database.execute(what)
                 names = list(result.keys())
+                check_names(Path(masked(address)), names)
                 chunks = [_chunk(names, rows, work / f"{i:06}.parquet") for i, rows in enumerate(result.partitions(BATCH))]
         except sa.exc.SQLAlchemyError as error:
             raise ValueError(f"{masked(address)}: {masked(str(getattr(error, 'orig', None) or error).splitlines()[0])}") from error

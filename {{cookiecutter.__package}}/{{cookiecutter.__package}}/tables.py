@@ -21,7 +21,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from typing import Any
 import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .values import NUMBER, Reading, literal, quoted, readings, rows, value
 
@@ -104,8 +105,8 @@ def encoding(
     from charset_normalizer import from_bytes
 
     if not odd: return "utf-8"
-    runs = re.findall(rb"[\x80-\xff]+", odd)
-    if len(b"".join(runs)) < 2 * len(runs) and _fits(odd, "cp1252"): return "cp1252"
+    words = b"".join(re.findall(rb"[A-Za-z\x80-\xff]*[\x80-\xff][A-Za-z\x80-\xff]*", odd))
+    if len(re.findall(rb"[\x80-\xff]", words)) < 0.6 * len(words) and _fits(odd, "cp1252"): return "cp1252"
     if (best := from_bytes(odd).best()) is None: raise ValueError(f"{path}: neither UTF-8 nor any other encoding; save it as UTF-8")
     return best.encoding
 
@@ -239,6 +240,7 @@ def plain_columns(sql: str, con: duckdb.DuckDBPyConnection, path: Path) -> Part:
 
 def _parquet(con: duckdb.DuckDBPyConnection, path: Path, work: Path) -> Part:
     "A Parquet file, its types kept."
+    check_names(path, [name.strip() for name in pq.read_schema(path).names])  # DuckDB would rename twins
     return plain_columns(f"SELECT * FROM read_parquet({literal(path)})", con, path)
 
 def _json(con: duckdb.DuckDBPyConnection, path: Path, work: Path) -> Part:
@@ -303,7 +305,7 @@ def _union(con: duckdb.DuckDBPyConnection, files: list[Path], work: Path) -> tup
     parts = []
     for path in files:
         try: parts.append(READERS[kind(path)](con, path, work))
-        except (duckdb.Error, pa.ArrowException) as error: raise ValueError(_why(path, error)) from error
+        except (duckdb.Error, pa.ArrowInvalid) as error: raise ValueError(_why(path, error)) from error
     names = parts[0].names
     for path, part in zip(files[1:], parts[1:], strict=True):
         if odd := [f"no column {n!r}" for n in names if n not in part.names] + [f"a column {n!r} more" for n in part.names if n not in names]:
@@ -318,7 +320,7 @@ def connected() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
     "DuckDB in memory, which loads nothing from anywhere, and a temporary folder."
     with tempfile.TemporaryDirectory() as work:
         con = duckdb.connect(config={"autoinstall_known_extensions": "false", "temp_directory": work})
-        con.execute("SET enable_progress_bar = false")
+        with suppress(duckdb.Error): con.execute("PRAGMA disable_progress_bar")  # Jupyter without ipywidgets has none, and says so
         try: yield con, Path(work)
         finally: con.close()
 
@@ -327,6 +329,16 @@ def opened(
     path: str | Path,  # a file, a folder or a pattern
 ) -> Iterator[Table]:
     "A table, for as long as it is needed. Raises ValueError, in one line that names the file, where it cannot be read; also while it is read."
+    problem = ""
+    with ExitStack() as stack:
+        try: table = stack.enter_context(_opened(path))
+        except ValueError as error: problem = str(error)
+        if problem: raise ValueError(problem)  # anew: the first one's traceback keeps the engine alive, which complains of that when Python ends
+        yield table
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Table]:
+    "A table."
     files = find(path)
     with connected() as (con, work):
         sql, names, typed, notes = _union(con, files, work)
