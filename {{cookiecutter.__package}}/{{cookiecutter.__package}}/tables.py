@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .values import NUMBER, Reading, literal, quoted, readings, rows, value
+from .schema import MISSING
+from .values import NUMBER, Reading, literal, markers, quoted, readings, rows, value
 
 # %% ../nbs/tables.ipynb #ac3478d6
 CSV, PARQUET, JSON, EXCEL = (".csv", ".tsv", ".txt"), (".parquet", ".pq"), (".jsonl", ".ndjson", ".json"), (".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")
@@ -89,10 +90,12 @@ def _survey(path: Path) -> Survey:
         while block := stream.read(HEAD):
             if block.endswith(b"\r"): block += stream.read(1)
             if (zero := block.find(0)) >= 0: raise ValueError(f"{path}: byte {place + zero:,} is zero, so it is no text; export it again")
-            try: decoder.decode(block)
-            except UnicodeDecodeError: return Survey(block)
+            if decoder.getstate()[0] or not block.isascii():
+                try: decoder.decode(block)
+                except UnicodeDecodeError: return Survey(block)
             place += len(block)
-            ends.update({end: block.count(end) for end in (b"\r\n", b"\n", b"\r")})
+            if b"\r" in block: ends.update({end: block.count(end) for end in (b"\r\n", b"\n", b"\r")})
+            elif b"\n" in block: ends[b"\n"] += 1
     pairs = ends[b"\r\n"]
     return Survey(decoder.getstate()[0], len([n for n in (pairs, ends[b"\n"] - pairs, ends[b"\r"] - pairs) if n]) > 1)
 
@@ -214,6 +217,7 @@ class Part:
     names: list[str]
     typed: bool = True  # False: every column is text, whose types are to be found
     notes: tuple[str, ...] = ()  # what was assumed
+    as_types: Callable[[dict[str, str]], str] | None = None  # a CSV: the same SQL, but some columns not as text
 
 def _csv(con: duckdb.DuckDBPyConnection, path: Path, work: Path) -> Part:
     "A CSV as text columns. Reads it once, to know its encoding."
@@ -223,10 +227,15 @@ def _csv(con: duckdb.DuckDBPyConnection, path: Path, work: Path) -> Part:
     plain = path if how in ("utf-8", "utf-8-sig") and not survey.mixed and path.suffix.lower() not in (".bz2", ".xz") else _rewritten(path, work, how)
     written, names = dialect(con, plain)
     check_names(path, names)
-    columns = "{" + ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names) + "}"
-    sql = (f"SELECT * FROM read_csv({literal(plain)}, auto_detect=false, header=true, columns={columns}, delim={literal(written.delimiter)}, quote={literal(written.quote)},"
-           f" escape={literal(written.escape)}, skip={written.skip}, max_line_size={LONGEST}, strict_mode=true)")
-    return Part(sql, names, False, () if how.startswith("utf-8") else (f"{path.name} is read as {how}",))
+    notes = () if how.startswith("utf-8") else (f"{path.name} is read as {how}",)
+
+    def sql(types: dict[str, str]) -> str:
+        columns = ", ".join(f"{literal(name)}: '{types.get(name, 'VARCHAR')}'" for name in names)
+        nothing = f", nullstr=[{', '.join(map(literal, MISSING))}], allow_quoted_nulls=true" if types else ""
+        return (f"SELECT * FROM read_csv({literal(plain)}, auto_detect=false, header=true, columns=" + "{" + columns + "}" + f", delim={literal(written.delimiter)},"
+                f" quote={literal(written.quote)}, escape={literal(written.escape)}, skip={written.skip}, max_line_size={LONGEST}, strict_mode=true{nothing})")
+
+    return Part(sql({}), names, False, notes, sql)
 
 def plain_columns(sql: str, con: duckdb.DuckDBPyConnection, path: Path) -> Part:
     "A typed source's columns. Raises ValueError for values that hold values."
@@ -300,8 +309,8 @@ class Table:
         whole = frame.select_dtypes("Int64")
         return frame.astype({name: "float64" if some else "int64" for name, some in whole.isna().any().items()})
 
-def _union(con: duckdb.DuckDBPyConnection, files: list[Path], work: Path) -> tuple[str, list[str], bool, list[str]]:
-    "SQL for all files together, the column names, whether they are typed, and the notes. Raises ValueError where the columns differ."
+def _parts(con: duckdb.DuckDBPyConnection, files: list[Path], work: Path) -> list[Part]:
+    "All files, each as it will be read. Raises ValueError where their columns differ."
     parts = []
     for path in files:
         try: parts.append(READERS[kind(path)](con, path, work))
@@ -310,10 +319,13 @@ def _union(con: duckdb.DuckDBPyConnection, files: list[Path], work: Path) -> tup
     for path, part in zip(files[1:], parts[1:], strict=True):
         if odd := [f"no column {n!r}" for n in names if n not in part.names] + [f"a column {n!r} more" for n in part.names if n not in names]:
             raise ValueError(f"{path}: {', '.join(odd[:3])} than {files[0].name} has; give all files of a table the same columns")
-    typed = all(part.typed for part in parts)
-    listed = ", ".join(quoted(n) if typed or not mixed else f"{quoted(n)}::VARCHAR AS {quoted(n)}" for mixed in [any(p.typed for p in parts)] for n in names)
-    sql = " UNION ALL ".join(f"SELECT {listed} FROM ({part.sql})" for part in parts)
-    return sql, names, typed, [note for part in parts for note in part.notes]
+    return parts
+
+def _union(parts: list[Part], types: dict[str, str]) -> str:
+    "SQL for all files together: as text where one of them is, but for the columns that a CSV reads with a type."
+    as_text = not all(part.typed for part in parts)
+    listed = lambda part: ", ".join(f"{quoted(n)}{'::VARCHAR' if part.typed and as_text else ''} AS {quoted(n)}" for n in parts[0].names)
+    return " UNION ALL ".join(f"SELECT {listed(part)} FROM ({part.as_types(types) if part.as_types else part.sql})" for part in parts)
 
 @contextmanager
 def connected() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
@@ -338,21 +350,49 @@ def opened(
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Table]:
-    "A table."
+    "A table, read once into a typed file of its own."
     files = find(path)
     with connected() as (con, work):
-        sql, names, typed, notes = _union(con, files, work)
+        parts = _parts(con, files, work)
         try:
-            if not typed:  # parsed once; from here on, a column is looked at without the others
-                store(con, sql, work / "text.parquet", {})
-                sql = f"SELECT * FROM read_parquet({literal(work / 'text.parquet')})"
-            if not rows(con, f"SELECT 1 FROM ({sql}) LIMIT 1"): raise ValueError("a header but no rows")
-            columns = _as_they_are(con, sql) if typed else readings(con, sql, names)
+            columns = _as_they_are(con, _union(parts, {})) if all(part.typed for part in parts) else _understood(con, parts)
+            target = work / "table.parquet"
+            try: count = _store_typed(con, parts, columns, target)
+            except duckdb.ConversionException:  # a number was none, far down
+                columns = _understood(con, parts, trusting=False)
+                count = _store_typed(con, parts, columns, target)
+            if not count: raise ValueError("a header but no rows")
+            sql = f"SELECT {', '.join(_whole(con, target))} FROM read_parquet({literal(target)})"
+            notes = [note for part in parts for note in part.notes] + [f"{c.name}: {c.note}" for c in columns if c.note]
+            if not all(part.typed for part in parts): notes += markers(con, _union(parts, {}), _gaps(con, sql, parts[0].names))
         except ValueError as error: raise ValueError(f"{path if len(files) > 1 else files[0]}: {error}") from error
         except duckdb.Error as error: raise ValueError(_why(_guilty(files, error), error)) from error
-        listed = ", ".join(f"{c.sql} AS {quoted(c.name)}" for c in columns)
-        try: yield Table(con, f"SELECT {listed} FROM ({sql})", names, files, notes + [f"{c.name}: {c.note}" for c in columns if c.note])
-        except duckdb.Error as error: raise ValueError(_why(_guilty(files, error), error)) from error
+        yield Table(con, sql, parts[0].names, files, notes)
+
+def _gaps(con: duckdb.DuckDBPyConnection, sql: str, names: list[str]) -> list[str]:
+    "The columns that miss values."
+    counts = rows(con, f"SELECT {', '.join(f'count(*) - count({quoted(n)})' for n in names)} FROM ({sql})")[0]
+    return [name for name, count in zip(names, counts, strict=True) if count]
+
+def _understood(con: duckdb.DuckDBPyConnection, parts: list[Part], trusting: bool = True) -> list[Reading]:
+    "How each column's text becomes values. A CSV reads numbers and times by itself, and stops where there is none: they need no check before."
+    return readings(con, _union(parts, {}), parts[0].names, trusting and all(part.as_types for part in parts))
+
+def _store_typed(con: duckdb.DuckDBPyConnection, parts: list[Part], columns: list[Reading], target: Path) -> int:
+    "Write all rows with their types; how many there are."
+    types = {c.name: c.type for c in columns if c.type} if all(part.as_types for part in parts) else {}
+    read = {"DOUBLE": "CASE WHEN isfinite({0}) THEN {0} END", "TIMESTAMP": "{0}", "VARCHAR": "{0}"}
+    listed = ", ".join(f"{read[types[c.name]].format(quoted(c.name)) if c.name in types else c.sql} AS {quoted(c.name)}" for c in columns)
+    return store(con, f"SELECT {listed} FROM ({_union(parts, types)})", target, {})
+
+def _whole(con: duckdb.DuckDBPyConnection, table: Path) -> list[str]:
+    "SQL for each column of a typed file: numbers that are whole, all of them, become integers."
+    source = f"SELECT * FROM read_parquet({literal(table)})"
+    kinds = _types(con, source)
+    doubles = [name for name, kind in kinds if kind == "DOUBLE"]
+    asked = ", ".join(f"coalesce(bool_and({quoted(n)} = floor({quoted(n)}) AND abs({quoted(n)}) < 1e15), false)" for n in doubles) or "true"
+    whole = dict(zip(doubles, rows(con, f"SELECT {asked} FROM ({source})")[0], strict=False))
+    return [f"{quoted(name)}::BIGINT AS {quoted(name)}" if whole.get(name) else quoted(name) for name, _ in kinds]
 
 def _guilty(files: list[Path], error: duckdb.Error) -> Path:
     "The file that an error is about."

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPACES', 'NUMBER', 'PLAIN', 'ODD', 'ORDERS', 'CLOCKS', 'DATE', 'DATES', 'TRIED', 'ZONE', 'literal', 'quoted', 'rows',
-           'trimmed', 'value', 'Form', 'Reading', 'readings']
+           'trimmed', 'value', 'Form', 'Reading', 'Settled', 'readings', 'markers']
 
 # %% ../nbs/values.ipynb #da4b9237
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import duckdb
 
@@ -60,17 +60,18 @@ class Form:
     pattern: str  # what every value looks like
     sql: str  # the value in it, of a text `X`; NULL where it is none
     some: str = ""  # what at least one value looks like
+    type: str = ""  # DuckDB's, where a CSV can be read with it
 
-PLAIN = (
-    Form("whole numbers", r"[-+]?(0|[1-9]\d*)", "TRY_CAST(X AS BIGINT)"),
-    Form("numbers", NUMBER, "TRY_CAST(X AS DOUBLE)"),
-    Form("booleans", r"(?i:true|false)", "CASE lower(X) WHEN 'true' THEN true WHEN 'false' THEN false END"),
-    Form("times", r"\d{4}-\d{1,2}-\d{1,2}.*", "TRY_CAST(X AS TIMESTAMP)"),
+PLAIN = (  # understood as they stand: a marker of a missing value becomes NULL by itself, and spaces do not matter
+    Form("whole numbers", r"[-+]?(0|[1-9]\d*)", "TRY_CAST(X AS BIGINT)", type="DOUBLE"),
+    Form("numbers", NUMBER, "CASE WHEN isfinite(TRY_CAST(X AS DOUBLE)) THEN TRY_CAST(X AS DOUBLE) END", type="DOUBLE"),
+    Form("booleans", r"(?i:true|false)", "CASE lower(trim(X)) WHEN 'true' THEN true WHEN 'false' THEN false END"),
+    Form("times", r"\d{4}-\d{1,2}-\d{1,2}.*", "TRY_CAST(X AS TIMESTAMP)", type="TIMESTAMP"),
 )
 ODD = (  # worth saying aloud
-    Form("thousands with commas", r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?|[-+]?\d+(\.\d+)?", "TRY_CAST(replace(X, ',', '') AS DOUBLE)", r".*,\d{3}(,|\.|$).*"),
-    Form("thousands with points", r"[-+]?\d{1,3}(\.\d{3})+(,\d+)?|[-+]?\d+(,\d+)?", "TRY_CAST(replace(replace(X, '.', ''), ',', '.') AS DOUBLE)", r".*\.\d{3}(\.|,).*"),
-    Form("decimal commas", r"[-+]?\d*,\d+|[-+]?\d+", "TRY_CAST(replace(X, ',', '.') AS DOUBLE)", ".*,.*"),
+    Form("thousands with commas", r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?|[-+]?(0|[1-9]\d*)(\.\d+)?", "TRY_CAST(replace(X, ',', '') AS DOUBLE)", r".*,\d{3}(,|\.|$).*"),
+    Form("thousands with points", r"[-+]?[1-9]\d{0,2}(\.\d{3})+(,\d+)?|[-+]?(0|[1-9]\d*)(,\d+)?", "TRY_CAST(replace(replace(X, '.', ''), ',', '.') AS DOUBLE)", r".*\.\d{3}(\.|,).*"),
+    Form("decimal commas", r"[-+]?(0|[1-9]\d*)?,\d+|[-+]?(0|[1-9]\d*)", "TRY_CAST(replace(X, ',', '.') AS DOUBLE)", ".*,.*"),
     Form("per cent", r"[-+]?\d+(\.\d+)? ?%", "TRY_CAST(rtrim(X, ' %') AS DOUBLE)"),
     Form("dollars", r"[-+]?\$ ?[-+]?\d{1,3}(,?\d{3})*(\.\d+)?", "TRY_CAST(regexp_replace(X, '[$, ]', '', 'g') AS DOUBLE)"),
     Form("pounds", r"[-+]?£ ?[-+]?\d{1,3}(,?\d{3})*(\.\d+)?", "TRY_CAST(regexp_replace(X, '[£, ]', '', 'g') AS DOUBLE)"),
@@ -94,15 +95,29 @@ def _fits(form: Form, few: list[str]) -> bool:
     "Whether a few values look like a form."
     return all(re.fullmatch(form.pattern, v) for v in few)
 
-def _misfits(form: Form) -> list[str]:
-    "SQL that counts what speaks against a form, in values `X`."
-    counts = [f"count(*) FILTER (X IS NOT NULL AND ({form.sql}) IS NULL)"]
-    if form in PLAIN[:2]: counts.append("count(*) FILTER ((X[1] = '0' OR X[2] = '0' AND X[1] IN ('-', '+')) AND regexp_matches(X, '^[-+]?0[0-9]') OR contains(X, '_'))")
-    elif form not in PLAIN: counts.append(f"count(*) FILTER (NOT regexp_full_match(X, {literal(form.pattern)}))")
-    if form in PLAIN[:2]: counts.append(f"count(*) FILTER (length(X) > 18 AND regexp_full_match(X, '[-+]?[0-9]+'))")  # an identifier: no float holds it
-    if form == PLAIN[0]: counts.append("count(*) FILTER (contains(X, '.') OR contains(lower(X), 'e'))")
-    if form.some: counts.append(f"count(X) > 0 AND count(*) FILTER (regexp_full_match(X, {literal(form.some)})) = 0")
+def _doubts(form: Form | None, name: str, trusting: bool) -> list[str]:
+    "SQL that counts, cheaply, what may speak against a plain form, or against text as it stands. In trust, it is not asked what a cast would tell."
+    X = quoted(name)
+    spaced = f"count_if({X} < '!' OR suffix({X}, ' ') OR prefix({X}, chr(160)) OR suffix({X}, chr(160)) OR suffix({X}, chr(9)) OR suffix({X}, chr(10)))"
+    if form is None: return [spaced]
+    counts = [] if trusting and form.type else [f"count({X}) - count({_of(form, name)})"]
+    if form in PLAIN[:2]: counts.append(f"count_if({X} BETWEEN '00' AND '09~' OR {X} < '0' AND {X} >= '+' AND NOT {X} BETWEEN '.' AND '.~' OR strlen({X}) > 15 OR contains({X}, '_'))")
+    if form == PLAIN[0] and not trusting: counts.append(f"count_if(contains({X}, '.') OR contains({X}, 'e') OR contains({X}, 'E'))")
+    if form == PLAIN[3]: counts.append(f"count_if(strlen({X}) > 19 OR contains({X}, 'Z') OR contains({X}, '+'))")  # a time zone?
     return counts
+
+def _misfits(form: Form, name: str) -> list[str]:
+    "SQL that counts what does speak against a form."
+    X = value(name)
+    counts = [f"count_if(({_of(form, name)}) IS NULL AND {X} IS NOT NULL)"]
+    if form not in PLAIN: counts.append(f"count_if(NOT regexp_full_match({X}, {literal(form.pattern)}))")
+    if form.some: counts.append(f"count({X}) > 0 AND count_if(regexp_full_match({X}, {literal(form.some)})) = 0")
+    if form in PLAIN[:2]: counts.append(f"count_if(regexp_matches({X}, '^[-+]?0[0-9]|^[-+]?[0-9]{19}|_'))")
+    return counts + ([f"count_if(regexp_matches({X}, '[.eE]'))"] if form == PLAIN[0] else [])
+
+def _of(form: Form, name: str) -> str:
+    "SQL for a column's values in a form."
+    return form.sql.replace("X", quoted(name) if form in PLAIN else f"({value(name)})")
 
 @dataclass(frozen=True)
 class Reading:
@@ -110,26 +125,36 @@ class Reading:
     name: str
     sql: str
     note: str = ""  # what was assumed, where that is worth saying
+    type: str = ""  # what a CSV can read the column as, instead; in trust, as far as a few rows tell
 
 def _ask(con: duckdb.DuckDBPyConnection, source: str, questions: dict[str, list[str]]) -> dict[str, list[int]]:
-    "Counts over the values `X` of several columns, in one pass."
-    values = ", ".join(f"{value(name)} AS v{i}" for i, name in enumerate(questions))
-    asked = ", ".join(count.replace("X", f"v{i}") for i, counts in enumerate(questions.values()) for count in counts)
-    found = iter(rows(con, f"SELECT {asked} FROM (SELECT {values} FROM ({source}))")[0])
-    return {name: [int(next(found)) for _ in counts] for name, counts in questions.items()}
+    "Counts over several columns, in one pass."
+    found = iter(rows(con, f"SELECT {', '.join(count for counts in questions.values() for count in counts)} FROM ({source})")[0])
+    return {name: [int(next(found) or 0) for _ in counts] for name, counts in questions.items()}
 
-def _settled(con: duckdb.DuckDBPyConnection, source: str, names: list[str]) -> dict[str, Form | None]:
-    "The first form that fits all values of a column; none for text, and for a column without any value."
+@dataclass(frozen=True)
+class Settled:
+    "What a column's values look like."
+    form: Form | None = None  # none for text, and for a column without any value
+    plain: bool = False  # whether that is so without doubt
+
+def _settled(con: duckdb.DuckDBPyConnection, source: str, names: list[str], trusting: bool) -> dict[str, Settled]:
+    "The first form that fits all values of each column."
     sample = list(zip(*rows(con, f"SELECT {', '.join(map(value, names))} FROM ({source}) LIMIT {TRIED}"), strict=True)) or [()] * len(names)
-    left = {name: [f for f in PLAIN + ODD + DATES if _fits(f, [v for v in few if v is not None])] for name, few in zip(names, sample, strict=True)}
-    found: dict[str, Form | None] = dict.fromkeys(names)
-    while left := {name: forms for name, forms in left.items() if forms}:
-        for name, (present, *wrong) in _ask(con, source, {name: ["count(X)", *_misfits(forms[0])] for name, forms in left.items()}).items():
-            form = left[name].pop(0)
-            if present and not any(wrong): found[name] = form
-            if not present or not any(wrong): left[name] = []
+    left = {name: [*(f for f in PLAIN + ODD + DATES if _fits(f, [v for v in few if v is not None])), None] for name, few in zip(names, sample, strict=True)}
+    found = {}
+    while left:
+        first = {name: forms.pop(0) for name, forms in left.items()}
+        doubts = _ask(con, source, {name: [f"count({quoted(name)})", *(_doubts(form, name, trusting) if form is None or form in PLAIN else ["1"])] for name, form in first.items()})
+        unsure = {name: _misfits(first[name], name) for name, (_, *doubt) in doubts.items() if first[name] and any(doubt)}
+        wrong = _ask(con, source, unsure) if unsure else {}
+        for name, form in first.items():
+            present, *doubt = doubts[name]
+            if not any(wrong.get(name, [])): found[name] = Settled(form if present else None, not any(doubt))
+            elif form in PLAIN[:2] and wrong[name][1]: left[name] = [None]  # numbers that are codes
             elif form == DATES[-1]: _refuse_two_orders(con, source, name)
-    return found
+        left = {name: forms for name, forms in left.items() if name not in found}
+    return {name: found[name] for name in names}
 
 # %% ../nbs/values.ipynb #9e6a55b6
 def _refuse_two_orders(con: duckdb.DuckDBPyConnection, source: str, name: str) -> None:
@@ -143,7 +168,7 @@ def _refuse_two_orders(con: duckdb.DuckDBPyConnection, source: str, name: str) -
 def _date(con: duckdb.DuckDBPyConnection, source: str, name: str, form: Form) -> Reading:
     "A column of dates."
     other = DATES[1] if form == DATES[0] else DATES[0]
-    if form == DATES[2] or any(_ask(con, source, {name: _misfits(other)})[name]): return _reading(name, form)
+    if form == DATES[2] or any(_ask(con, source, {name: _misfits(other, name)})[name]): return _reading(name, form)
     return Reading(name, value(name), "dates, day or month first: no row tells, so they are taken as text")
 
 ZONE = r".*:.*\d([+-]\d{2}(:?\d{2})?|Z)"  # a time that says how far from UTC it is
@@ -158,15 +183,35 @@ def _times(con: duckdb.DuckDBPyConnection, source: str, name: str, form: Form) -
 
 def _reading(name: str, form: Form) -> Reading:
     "A column in a form."
-    return Reading(name, form.sql.replace("X", f"({value(name)})"), "" if form in PLAIN else form.name)
+    return Reading(name, _of(form, name), "" if form in PLAIN else form.name)
 
 # %% ../nbs/values.ipynb #b3f0c7f6
 def readings(
     con: duckdb.DuckDBPyConnection,  # where the text is
     source: str,  # SQL that selects text columns
     names: list[str],  # of the columns
+    trusting: bool = False,  # what a few rows show to be numbers or times is not cast to make sure: whoever reads it as such will notice
 ) -> list[Reading]:
     "How each column's text becomes values. Raises ValueError for a column that can be read in two ways at once."
-    found = _settled(con, source, names)
-    special = dict.fromkeys(DATES, _date) | {PLAIN[3]: _times}
-    return [Reading(name, value(name)) if form is None else special[form](con, source, name, form) if form in special else _reading(name, form) for name, form in found.items()]
+    return [_read_as(con, source, name, settled) for name, settled in _settled(con, source, names, trusting).items()]
+
+def _read_as(con: duckdb.DuckDBPyConnection, source: str, name: str, settled: Settled) -> Reading:
+    "How a settled column's text becomes values."
+    form = settled.form
+    if form is None: return Reading(name, value(name), type="VARCHAR" if settled.plain else "")
+    if form in DATES: return _date(con, source, name, form)
+    if form == PLAIN[3] and not settled.plain: return _times(con, source, name, form)
+    return replace(_reading(name, form), type=form.type if settled.plain else "")
+
+# %% ../nbs/values.ipynb #bc33ea4e
+def markers(
+    con: duckdb.DuckDBPyConnection,  # where the text is
+    source: str,  # SQL that selects text columns
+    names: list[str],  # of columns that miss values
+) -> list[str]:
+    "A line for each column that holds markers of missing values, other than nothing."
+    if not names: return []
+    listed = f"({', '.join(literal(m) for m in MISSING if m)})"
+    found = rows(con, f"SELECT {', '.join(f'histogram({trimmed(n)}) FILTER ({trimmed(n)} IN {listed})' for n in names)} FROM ({source})")[0]
+    said = {name: ", ".join(f"{marker!r} ({count:,} times)" for marker, count in sorted((counts or {}).items())) for name, counts in zip(names, found, strict=True)}
+    return [f"{name}: taken for missing: {what}" for name, what in said.items() if what]
