@@ -50,7 +50,7 @@ def test_sizes(project: Path) -> None:
     tracked = subprocess.check_output(["git", "ls-files"], cwd=project, text=True).splitlines()
     lines = sum(len(path.read_text().splitlines()) for path in (project / "churn/runs").glob("*.py"))
     figure("files under git in a generated project; lines of machinery, batches included", f"{len(tracked)}; {lines}")
-    assert len(tracked) <= 70 and lines <= 2700, (len(tracked), lines)
+    assert len(tracked) <= 80 and lines <= 2700, (len(tracked), lines)
 
 
 def test_its_notebooks_and_tests_pass(project: Path) -> None:
@@ -132,14 +132,14 @@ def test_papermill_refuses_a_mistyped_name(project: Path) -> None:
 @pytest.mark.parametrize(("content", "said"), [
     (b"", "empty"),
     (b"a,b\n", "a header but no rows"),
-    ("näme,b\nZoë,x\n".encode("latin1"), "not UTF-8"),
-    (b"text\x00with\x00zeros", "cannot be read as CSV"),
+    ("näme,b\nZoë,x\n".encode("utf-16")[:-1], "begins like utf-16"),
+    (b"text\x00with\x00zeros", "byte 4 is zero"),
     (b"a,b\n1,\n2,\n", "has no value in any row"),
 ])
 def test_bad_tables(content: bytes, said: str, project: Path, tmp_path: Path) -> None:
     """What generation asks of a table, and `prepare` too: one line that names the file or the column, and exit code 1."""
     (tmp_path / "table.csv").write_bytes(content)
-    ask = "import sys; from churn.data import main; main(*sys.argv[1:])"
+    ask = "import sys; from churn.settle import main; main(*sys.argv[1:])"
     done = run("uv", "run", "--no-sync", "python", "-c", ask, str(tmp_path), "auto", "auto", cwd=project)
     assert done.code == 1 and said in done.err and len(done.err.splitlines()) == 1, done.err
 

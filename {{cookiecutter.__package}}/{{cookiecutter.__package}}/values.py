@@ -112,7 +112,7 @@ def _misfits(form: Form, name: str) -> list[str]:
     counts = [f"count_if(({_of(form, name)}) IS NULL AND {X} IS NOT NULL)"]
     if form not in PLAIN: counts.append(f"count_if(NOT regexp_full_match({X}, {literal(form.pattern)}))")
     if form.some: counts.append(f"count({X}) > 0 AND count_if(regexp_full_match({X}, {literal(form.some)})) = 0")
-    if form in PLAIN[:2]: counts.append(f"count_if(regexp_matches({X}, '^[-+]?0[0-9]|^[-+]?[0-9]{19}|_'))")
+    if form in PLAIN[:2]: counts.append(f"count_if(regexp_matches({X}, '^[-+]?0[0-9]|_') OR strlen({X}) > 18 AND regexp_full_match({X}, '[-+]?[0-9]+'))")
     return counts + ([f"count_if(regexp_matches({X}, '[.eE]'))"] if form == PLAIN[0] else [])
 
 def _of(form: Form, name: str) -> str:
