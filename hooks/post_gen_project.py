@@ -1,6 +1,7 @@
 """Turn the rendered files into a working project: data, environment, git, DVC. Safe to run twice."""
 
 import glob
+import http.client
 import json
 import os
 import re
@@ -17,7 +18,7 @@ ANSWERS = json.loads(r'''{{ cookiecutter | tojson }}''')
 PACKAGE = ANSWERS["__package"]
 
 # What is taken out of a folder.
-TEXT = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+TEXT = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
 TABLES = (*TEXT, *(text + packed for text in TEXT for packed in (".gz", ".bz2", ".xz", ".zst")), ".parquet", ".pq", ".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")
 REQUIREMENTS = ("uv", "export", "--quiet", "--frozen", "--no-default-groups", "--no-emit-project", "--no-hashes", "--no-header",
                 "--no-annotate", "--output-file", "requirements.txt")
@@ -83,7 +84,7 @@ def bring_data() -> str:
         target = Path("data/raw") / source.name
         try:
             fetch(data, target) if url else shutil.copyfile(source, target)
-        except OSError as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             target.unlink(missing_ok=True)
             raise Unusable(f"data: {data!r} cannot be read ({getattr(error, 'reason', error)})") from error
     return f"{', '.join(source.name for source in sources)}, {sum(f.stat().st_size for f in Path('data/raw').iterdir()):,} bytes"
@@ -95,9 +96,12 @@ def from_database(data: str) -> bool:
 
 
 def fetch(url: str, target: Path) -> None:
-    """Download an address into a file."""
+    """Download an address into a file. Raises OSError where less comes than was announced."""
     with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as file:
         shutil.copyfileobj(response, file)
+    announced = response.headers.get("Content-Length")
+    if announced and announced.isdecimal() and target.stat().st_size != int(announced):
+        raise OSError(f"{target.stat().st_size:,} of {int(announced):,} bytes came")
 
 
 def find_files(data: str) -> list[Path]:
@@ -105,7 +109,8 @@ def find_files(data: str) -> list[Path]:
     for place in (Path(os.environ.get("PWD", ".")), Path.cwd().parent):
         path = place / Path(data).expanduser()
         if found := sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else sorted(map(Path, glob.glob(str(path)))):
-            return [file for file in found if path.is_file() or (file.name.lower().endswith(TABLES) and file.is_file() and not file.name.startswith("."))]
+            found = [file for file in found if file.name.lower().endswith(TABLES) and file.is_file() and not file.name.startswith(".")]
+            return [file for file in found if not re.search(r"\.txt(\.\w+)?$", file.name.lower())] or found  # beside other tables a .txt is a note
     return []
 
 

@@ -1,6 +1,7 @@
 """Refuse answers that cannot become a working project, before anything is written."""
 
 import glob
+import http.client
 import json
 import keyword
 import os
@@ -59,9 +60,11 @@ def find_files(data: str) -> list[Path]:
 
 
 def check_data(data: str) -> list[str]:
-    """The user's table exists and is of a kind that can be read."""
+    """The user's table exists and is of a kind that can be read. Its address holds no password: cookiecutter keeps answers in its replay file, and cruft in git."""
     if data == "sample":
         return []
+    if "://" in data and holds_secret(data):
+        return ["data: the address holds a password or token, which would be written down; leave it out, and for a database set PGPASSWORD, ~/.pgpass or DATABASE_PASSWORD"]
     if re.match(r"https?://", data):
         return check_url(data)
     if "://" in data:
@@ -70,6 +73,9 @@ def check_data(data: str) -> list[str]:
         return [f"data: there is no file {data!r}; give the path of a table, a folder of tables, or 'sample'"]
     if not any(is_table(path.name) for path in files):
         return [f"data: {data!r} is of a kind that cannot be read; give {KINDS}, or a folder of them"]
+    names = [path.name for path in files]
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        return [f"data: {data!r} matches more than one file called {twins[0]!r}; rename them, since all go into one folder"]
     return []
 
 
@@ -78,14 +84,17 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(TABLES)
 
 
+def holds_secret(address: str) -> bool:
+    """Whether an address has a password, or a setting that is one."""
+    where = re.split(r"[?&](?:table|query)=", address)[0]
+    return bool(re.search(r"://[^/?:@]*:[^@]*@", where) or re.search(r"(?i)[?&](password|passwd|pwd|passfile|sslpassword|token|sig(nature)?|x-amz-[^=]*)=", address))
+
+
 def check_database(address: str) -> list[str]:
-    """An address says what to read from which database. It holds no password: cookiecutter keeps answers in its replay file, and cruft in git."""
-    scheme, _, rest = address.partition("://")
-    if scheme not in DATABASES:
+    """An address says what to read from which database."""
+    if address.partition("://")[0] not in DATABASES:
         return [f"data: {address!r} is no address that can be read; give a file, http://, https://, {' or '.join(d + '://' for d in DATABASES)}"]
-    if re.match(r"[^/?]*:[^/?]*@", rest):
-        return ["data: the address holds a password, which would be written down; leave it out, and set PGPASSWORD, ~/.pgpass or DATABASE_PASSWORD"]
-    if not re.search(r"[?&](table|query)=.", rest):
+    if not re.search(r"[?&](table|query)=.", address):
         return ["data: say what to read from the database: ?table=customers or ?query=SELECT …"]
     return []
 
@@ -97,7 +106,7 @@ def check_url(url: str) -> list[str]:
     try:
         with urllib.request.urlopen(url, timeout=20):
             return []
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         return [f"data: {url!r} cannot be read ({getattr(error, 'reason', error)}); check the address"]
 
 

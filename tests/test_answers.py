@@ -88,7 +88,7 @@ def test_questions() -> None:
     ({"data": "/dev/null/*.csv"}, "there is no file"),
     ({"data": "sqlite:///shop.db"}, "say what to read from the database"),
     ({"data": "oracle://host/db?table=x"}, "is no address that can be read"),
-    ({"data": "postgresql://me:secret@host/db?table=x"}, "holds a password, which would be written down"),
+    ({"data": "postgresql://me:secret@host/db?table=x"}, "holds a password or token, which would be written down"),
     ({"data": __file__}, "of a kind that cannot be read"),
     ({"data": "ftp://host/table.csv"}, "is no address that can be read"),
     ({"data": "http://127.0.0.1:9/table.csv"}, "cannot be read"),

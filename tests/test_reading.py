@@ -3,6 +3,7 @@
 import bz2
 import csv
 import gzip
+import http.server
 import io
 import json
 import lzma
@@ -11,6 +12,7 @@ import random
 import shutil
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,8 +107,11 @@ BROKEN: dict[str, tuple[bytes | str | Callable[[], bytes], str]] = {
     "twins.csv": ("a,b,a\n1,2,3\n", "more than one column is called 'a'"),
     "twins-by-case.csv": ("Age,age\n1,2\n", "more than one column is called 'Age', 'age'"),
     "twins-by-space.csv": ("a,a \n1,2\n", "more than one column is called 'a'"),
-    "no-name.csv": ("a,,b\n1,2,3\n", "column 2 has no name; name it in the first line"),
-    "no-header.csv": ("1,2\n3,4\n", "no header, the first line is 1, 2"),
+    "no-name.csv": ("a,,b\n1,2,3\n", "column 2 has no name; give it one"),
+    "no-header.csv": ("1,2\n3,4\n", "no header, where names should be there is 1, 2"),
+    "iris.csv": ("5.1,3.5,setosa\n4.9,3.0,setosa\n", "no header, where names should be there is 5.1, 3.5, setosa"),
+    "title.csv": ("Report 2024\n\na,b,c\n1,2,3\n", "the first line has one field and those below it 3; remove what comes before the header"),
+    "stray.csv": (("name,b\n" + "Zoë,1\n" * 50).encode() + b"Andr\xe9,2\n", "UTF-8, but for a byte or two"),
     "orders.csv": ("when,b\n13/02/2024,1\n02/13/2024,2\n", "column 'when': dates in two orders, '13/02/2024' and '02/13/2024'"),
     "late-order.csv": ("when,b\n" + "13/02/2024,1\n" * 3000 + "02/13/2024,2\n", "column 'when': dates in two orders"),
     "zones.csv": ("at,b\n2024-01-01T10:00:00+01:00,1\n2024-01-01T10:00:00,2\n", "column 'at': mixed time zones"),
@@ -118,6 +123,8 @@ BROKEN: dict[str, tuple[bytes | str | Callable[[], bytes], str]] = {
     "bytes.parquet": (lambda: parquet(a=[b"\x01"]), "column 'a' holds blob"),
     "no-rows.parquet": (lambda: parquet(a=pa.array([], "int64")), "a header but no rows"),
     "twins.parquet": (lambda: parquet(**{"a": [1], "A": [2]}), "more than one column is called 'A', 'a'"),
+    "spans.parquet": (lambda: parquet(a=pa.array([1], pa.duration("s"))), "column 'a' holds duration[s]; write it as a number of seconds"),
+    "twins-by-case.jsonl": ('{"name": 1}\n{"Name": 2}\n', "more than one column is called 'Name'"),
     "broken.jsonl": ('{"a": 1}\n{"a": 2\n{"a": 3}\n', "not JSON"),
     "cut.json": ('[{"a": 1}, {"a"', "not JSON"),
     "number.json": ("42", "no JSON records"),
@@ -126,6 +133,7 @@ BROKEN: dict[str, tuple[bytes | str | Callable[[], bytes], str]] = {
     "protected.xlsx": (protected, "protected by a password; save it without one"),
     "text.xlsx": (GOOD, "cannot be read as Excel"),
     "empty.xlsx": (lambda: workbook([]), "no sheet with a header and rows"),
+    "twins.xlsx": (lambda: workbook([["a", "b", "a"], [1, 2, 3]]), "more than one column is called 'a'"),
     "no-name.xlsx": (lambda: workbook([["a", None, "b"], [1, 2, 3]]), "column 2 has no name"),
 }
 
@@ -168,6 +176,11 @@ FINE: dict[str, tuple[bytes | str | Callable[[], bytes], list[list]]] = {
     "one-column.csv": ("text\nhello world\nbye, world\n", [["hello world"], ["bye, world"]]),
     "excel-says.csv": ("sep=;\na;b\n1;2\n", [["1", "2"]]),
     "comments.csv": ("# made on a Monday\n# by hand\na,b\n1,2\n", [["1", "2"]]),
+    "header-as-comment.csv": ("# id,name\n1,a\n2,b\n", [["1", "a"], ["2", "b"]]),
+    "years.csv": ("country,2019,2020\nPeru,1,2\n", [["Peru", "1", "2"]]),
+    "a1.csv": ("a,b\n9,wrong\n", [["9", "wrong"]]),
+    "a[1].csv": ("a,b\n1,x\n", [["1", "x"]]),
+    "wide.csv": (",".join(f"c{i}" for i in range(400)) + "\n" + ",".join(map(str, range(400))) + "\n", [[str(i) for i in range(400)]]),
     "windows.csv": ("a,b\r\n1,2\r\n3,4\r\n", [["1", "2"], ["3", "4"]]),
     "old-mac.csv": ("a,b\r1,2\r3,4\r", [["1", "2"], ["3", "4"]]),
     "mixed-ends.csv": ("a,b\r\n1,2\r\n3,4\n5,6\n", [["1", "2"], ["3", "4"], ["5", "6"]]),
@@ -186,13 +199,26 @@ FINE: dict[str, tuple[bytes | str | Callable[[], bytes], list[list]]] = {
     "thousands.csv": ('n,b\n"1,234",1\n12,2\n', [["1234", "1"], ["12", "2"]]),
     "dates.csv": ("when,b\n31.12.2024,1\n01.02.2024,2\n", [["2024-12-31 00:00:00", "1"], ["2024-02-01 00:00:00", "2"]]),
     "zones.csv": ("at,b\n2024-01-01T10:00:00+02:00,1\n2024-01-01T10:00:00Z,2\n", [["2024-01-01 08:00:00", "1"], ["2024-01-01 10:00:00", "2"]]),
+    "afternoon.csv": ("at,b\n2024-01-02 3:04 PM,1\n2024-01-02 11:00 AM,2\n", [["2024-01-02 15:04:00", "1"], ["2024-01-02 11:00:00", "2"]]),
+    "offsets.csv": ("at,b\n2024-01-02 10:00 +01:00,1\n2024-01-02 10:00-05,2\n", [["2024-01-02 09:00:00", "1"], ["2024-01-02 15:00:00", "2"]]),
+    "late-offset.csv": ("at,b\n" + "2024-01-02 10:00:00,1\n" * 199 + "2024-01-02 10:00:00 Mars,2\n", [["2024-01-02 10:00:00", "1"]] * 199 + [["2024-01-02 10:00:00 Mars", "2"]]),
+    "infinite.csv": ("a,b\n1.5,1\n-inf,2\n", [["1.5", "1"], ["None", "2"]]),
+    "spaced-code.csv": ("a, b\n" + "1, 5\n" * 199 + "2, 007\n", [["1", "5"]] * 199 + [["2", "007"]]),
+    "one-comma.csv": ("kg;eur\n1,234;1,5\n2,345;2,75\n", [["1.234", "1.5"], ["2.345", "2.75"]]),
+    "euros.csv": ("a;b\n1.234,50 €;1\n99 €;2\n", [["1234.5", "1"], ["99.0", "2"]]),
     "markers.csv": ("a,b\n1,?\n-,x\nNA,null\n3,y\n", [["1.0", "None"], ["None", "x"], ["None", "None"], ["3.0", "y"]]),
     "spaces.csv": ("a, b\n1, ?\n2, State\n", [["1", "None"], ["2", "State"]]),
     "big-ids.csv": ("id,b\n12345678901234567890,1\n9007199254740993,2\n", [["12345678901234567890", "1"], ["9007199254740993", "2"]]),
+    "big-ids-with-gap.csv": ("id,b\n12345678901234567,1\n12345678901234568,2\n,3\n", [["12345678901234567", "1"], ["12345678901234568", "2"], ["None", "3"]]),
     "list.json": ('[{"a": 1, "b": "007"}, {"a": 2.5, "b": "x"}]', [["1.0", "007"], ["2.5", "x"]]),
     "gaps.jsonl": ('{"a": 1}\n{"b": true}\n', [["1.0", "None"], ["None", "True"]]),
+    "nothing.jsonl": ('{"a": 1, "b": null}\n', [["1", "None"]]),
+    "keys.jsonl": (json.dumps({f"k{i}": i for i in range(250)}) + "\n", [[str(i) for i in range(250)]]),
+    "sparse.jsonl": ("".join(json.dumps({f"k{i}": i}) + "\n" for i in range(30)), [[str(float(i)) if i == j else "None" for j in range(30)] for i in range(30)]),
     "mixed.jsonl": ('{"a": 1}\n{"a": "x"}\n', [["1"], ["x"]]),
     "sheets.xlsx": (lambda: workbook([], [["a", "b"], [1, "x"], [2.5, None]], [["c"], [1]]), [["1.0", "x"], ["2.5", "None"]]),
+    "zoned.parquet": (lambda: parquet(at=pa.array([0], pa.timestamp("us", tz="America/New_York"))), [["1970-01-01 00:00:00"]]),
+    "nothing.parquet": (lambda: parquet(a=[1], b=[None]), [["1", "None"]]),
     "decimals.parquet": (lambda: parquet(a=pa.array([1, 2], pa.decimal128(9, 2)), b=["?", " x "]), [["1", "None"], ["2", "x"]]),
 }
 
@@ -273,6 +299,37 @@ def test_generation_takes_it(name: str, tmp_path: Path, shared_environment: None
     assert said[name] in done.out, done.out
     if name == "semicolons.csv":
         assert "paid: decimal commas" in done.out and "semicolons.csv is read as cp1252" in done.out
+
+
+def test_generation_refuses_twins(tmp_path: Path) -> None:
+    """Files of one name from two folders would overwrite each other in data/raw."""
+    for month in ("jan", "feb"):
+        written(tmp_path / month, {"sales.csv": "a,b\n1,2\n"})
+    done = cookiecutter(tmp_path, data=f"{tmp_path}/*/sales.csv", project="churn")
+    assert done.code != 0 and "matches more than one file called 'sales.csv'" in done.err and not (tmp_path / "churn").exists()
+
+
+@pytest.mark.parametrize("address", ["postgresql://me:{}@h/db?table=x", "postgresql://me:a/{}@h/db?table=x", "postgresql://me@h/db?password={}&table=x", "mysql://me:{}@h/db?table=x",
+                                     "https://me:{}@h/x.csv", "https://h/x.csv?token={}"])
+def test_an_address_with_a_secret_is_refused(address: str, tmp_path: Path) -> None:
+    """Wherever it stands in the address; the message does not repeat it."""
+    done = cookiecutter(tmp_path, data=address.format(SECRET), project="churn")
+    assert done.code != 0 and "the address holds a password or token, which would be written down" in done.err and SECRET not in done.out + done.err
+
+
+def test_a_cut_download_is_refused(tmp_path: Path, shared_environment: None) -> None:
+    """Fewer bytes than the server announced: no project."""
+    class Cut(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"a,b\n1,2\n")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cut) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = cookiecutter(tmp_path, data=f"http://127.0.0.1:{server.server_port}/x.csv", project="churn")
+        server.shutdown()
+    assert done.code != 0 and "cannot be read" in done.err and list(tmp_path.iterdir()) == [], done.out + done.err
 
 
 @pytest.mark.parametrize("name", ["cut.csv.gz", "protected.xlsx", "lists.parquet"])
@@ -442,7 +499,7 @@ def test_a_password_is_written_nowhere(postgres: Postgres, tmp_path: Path, share
     with_password = postgres.address("table=customers").replace("me@", f"me:{SECRET}@")
     (tmp_path / "out").mkdir()
     done = cookiecutter(tmp_path / "out", data=with_password, project="churn")
-    assert done.code != 0 and "the address holds a password, which would be written down" in done.err and SECRET not in done.err
+    assert done.code != 0 and "the address holds a password or token, which would be written down" in done.err and SECRET not in done.err
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGPASSWORD", SECRET)
         project = generated(tmp_path / "out", data=postgres.address("table=customers"), target="churned", project="churn")

@@ -58,11 +58,14 @@ def fetch(
     "Read a table from a database into data/raw."
     from {{cookiecutter.__package}}.databases import fetch, file_name
     from {{cookiecutter.__package}}.runs.manifest import find_root
+    from {{cookiecutter.__package}}.tables import find
 
     with _one_line():
         target = find_root() / "data/raw" / file_name(address)
         target.parent.mkdir(parents=True, exist_ok=True)
         print(f"{target.relative_to(find_root())}: {fetch(address, target):,} rows; uv run dvc add data/raw")
+        others = [file.name for file in find(target.parent) if file != target]
+        if others: print(f"data/raw also holds {', '.join(others)}: all files there are one table; remove what does not belong to it")
 
 # %% ../../nbs/runs/cli.ipynb #b1d57811
 Engine = Annotated[str, typer.Option(help="local, dask, or the address of a Dask scheduler such as tcp://host:8786.")]
