@@ -34,6 +34,7 @@ def masked(
     where, what = re.match(r"(?s)(.*?)([?&](?:table|query)=.*|$)", address).groups()
     return re.sub(SECRET, r"\1…", re.sub(r"(://[^/?:]*):.*@", r"\1@", where) + what)
 
+# %% ../nbs/databases.ipynb #fe5dbbce
 def file_name(
     address: str,  # a database's
 ) -> str:
@@ -48,6 +49,7 @@ def _what(address: str) -> tuple[str, str, str]:
     if len(tables) + bool(query) != 1: raise ValueError(f"{masked(address)}: say what to read, with ?table=… or, at the end, ?query=SELECT …")
     return re.sub(r"[?&]$", "", re.sub(r"(?<=[?&])table=[^&]+&?", "", where)), unquote(tables[0]) if tables else "", query
 
+# %% ../nbs/databases.ipynb #b1d57811
 def _engine(address: str) -> tuple[Any, Any]:
     "An engine and the statement to run. Raises ValueError for an address that cannot be used."
     import sqlalchemy as sa
@@ -64,6 +66,7 @@ def _engine(address: str) -> tuple[Any, Any]:
     what = sa.text(query.replace(":", "\\:")) if query else sa.select(sa.text("*")).select_from(sa.table(name, schema=".".join(schema) or None))
     return sa.create_engine(url), what
 
+# %% ../nbs/databases.ipynb #7b52009b
 def _chunk(names: list[str], rows: list, path: Path) -> Path:
     "Rows as a Parquet file. Numbers of any precision become floats; a column of several types becomes text."
     def plain(value: Any) -> Any: return float(value) if isinstance(value, Decimal) else str(value) if isinstance(value, UUID | time | timedelta) else value
@@ -85,6 +88,7 @@ def _joined(con: duckdb.DuckDBPyConnection, origin: str, names: list[str], chunk
     plain_columns(sql, con, origin)  # columns that hold lists or bytes, or share a name, are refused
     return store(con, sql, target, {"origin": origin})
 
+# %% ../nbs/databases.ipynb #fa35e192
 def fetch(
     address: str,  # a database's, with ?table= or ?query=
     target: Path,  # the Parquet file to write
@@ -94,7 +98,7 @@ def fetch(
 
     try: engine, what = _engine(address)
     except (sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
-        raise ValueError(f"{masked(address)}: its driver is not installed ({error}); add it: uv add --group lab …") from error
+        raise ValueError(f"{masked(address)}: its driver is not installed ({error}); for PostgreSQL: uv add --group train 'psycopg[binary]'") from error
     with connected() as (con, work):
         try:
             with engine.connect().execution_options(stream_results=True, max_row_buffer=BATCH, postgresql_readonly=True) as database:

@@ -155,6 +155,7 @@ class Dialect:
     escape: str = '"'
     skip: int = 0  # lines before the header
 
+# %% ../nbs/tables.ipynb #f1abd670
 def _by_hand(text: str) -> Dialect:
     "The dialect by counting fields; a delimiter that no line has, where the table is one column."
     lines = text.splitlines()
@@ -174,6 +175,7 @@ def _refuse_title(path: Path, text: str, found: Dialect) -> None:
         if len(widths) > 2 and widths[0] == 1 and len(set(widths[1:])) == 1 and widths[1] > 1:
             raise ValueError(f"{path}: the first line has one field and those below it {widths[1]}; remove what comes before the header")
 
+# %% ../nbs/tables.ipynb #0716d970
 def _sniffed(con: duckdb.DuckDBPyConnection, plain: Path, text: str) -> Dialect | None:
     "The dialect as DuckDB sees it; nothing where it sees none, or would skip lines that may be rows."
     columns = "Delimiter, Quote, Escape, SkipRows"
@@ -199,7 +201,7 @@ def dialect(
     _refuse_title(plain, text, found)
     return found, [name.strip().removeprefix("#").strip() if i == 0 else name.strip() for i, name in enumerate(names)]
 
-# %% ../nbs/tables.ipynb #0716d970
+# %% ../nbs/tables.ipynb #472b07b9
 def check_names(
     path: str | Path,  # what the table is called
     names: list[str],  # its columns
@@ -215,7 +217,7 @@ def check_names(
     if twins := sorted({n for n in names if lower.count(n.lower()) > 1}):
         raise ValueError(f"{path}: more than one column is called {', '.join(map(repr, twins))}; rename all but one")
 
-# %% ../nbs/tables.ipynb #91032ad7
+# %% ../nbs/tables.ipynb #4d134bc0
 def _why(path: Path, error: Exception) -> str:
     "One line about a file that DuckDB cannot read."
     text, line = str(error), re.search(r"(?:CSV Error on Line:|[Ll]ine) (\d+)", str(error).split("\nLINE ")[0])
@@ -234,7 +236,7 @@ def _why(path: Path, error: Exception) -> str:
     first = re.sub(r"^[A-Z][\w ]*Error: ", "", text.splitlines()[0]).replace(str(path), path.name)
     return f"{where}: cannot be read: {first.strip().rstrip('.')}"
 
-# %% ../nbs/tables.ipynb #12c6fc06
+# %% ../nbs/tables.ipynb #887309d0
 @dataclass(frozen=True)
 class Part:
     "One file, as DuckDB will read it."
@@ -244,6 +246,7 @@ class Part:
     notes: tuple[str, ...] = ()  # what was assumed
     as_types: Callable[[dict[str, str]], str] | None = None  # a CSV: the same SQL, but some columns not as text
 
+# %% ../nbs/tables.ipynb #0a57cb53
 def _linked(path: Path, work: Path) -> Path:
     "The file under a name that means only itself: DuckDB takes `a[1].csv` for a pattern, and a folder `year=2024` for a column."
     link = work / f"{len(list(work.iterdir()))}{kind(path)}{path.suffix.lower() if path.suffix.lower() in PACKED else ''}"
@@ -270,6 +273,7 @@ def _csv(con: duckdb.DuckDBPyConnection, path: Path, work: Path) -> Part:
 
     return Part(sql({}), names, False, notes, sql)
 
+# %% ../nbs/tables.ipynb #22d200f8
 CAST = {"JSON": "{0} ->> '$'", "NULL": "{0}::VARCHAR", "DECIMAL": "{0}::DOUBLE", "TIMESTAMP WITH TIME ZONE": "{0} AT TIME ZONE 'UTC'", "INTERVAL": "epoch({0})"} | dict.fromkeys(
     ("HUGEINT", "UHUGEINT", "UUID", "ENUM", "TIME", "TIME WITH TIME ZONE", "TIME_NS", "BIT"), "{0}::VARCHAR")
 
@@ -308,6 +312,7 @@ def _json(con: duckdb.DuckDBPyConnection, path: Path, work: Path) -> Part:
         if not seen: raise ValueError(f"{path}: more than one column is called {twin.rpartition('_')[0]!r}, in other case; rename all but one")
     return part
 
+# %% ../nbs/tables.ipynb #cb4e5208
 def _excel(con: duckdb.DuckDBPyConnection, path: Path, work: Path) -> Part:
     "An Excel workbook's first sheet with something in it."
     import python_calamine
@@ -328,7 +333,7 @@ def _excel(con: duckdb.DuckDBPyConnection, path: Path, work: Path) -> Part:
 
 READERS = dict.fromkeys(CSV, _csv) | dict.fromkeys(PARQUET, _parquet) | dict.fromkeys(JSON, _json) | dict.fromkeys(EXCEL, _excel)
 
-# %% ../nbs/tables.ipynb #f6e1126c
+# %% ../nbs/tables.ipynb #972a67c4
 def store(
     con: duckdb.DuckDBPyConnection,  # that can run the query
     sql: str,  # selects the rows
@@ -344,7 +349,7 @@ def store(
     finally: part.unlink(missing_ok=True)
     return count
 
-# %% ../nbs/tables.ipynb #7719a1c7
+# %% ../nbs/tables.ipynb #ca3512f4
 @dataclass
 class Table:
     "A table that is open for reading."
@@ -361,6 +366,7 @@ class Table:
         fits = (whole.abs().max() < 2**53).fillna(True)  # what a float can hold: larger ones are names, not amounts
         return frame.astype({name: "int64" if not some else "float64" if fits[name] else "string" for name, some in whole.isna().any().items()})
 
+# %% ../nbs/tables.ipynb #761f22b2
 def _parts(con: duckdb.DuckDBPyConnection, files: list[Path], work: Path) -> list[Part]:
     "All files, each as it will be read. Raises ValueError where their columns differ."
     parts = []
@@ -379,6 +385,7 @@ def _union(parts: list[Part], types: dict[str, str]) -> str:
     listed = lambda part: ", ".join(f"{quoted(n)}{'::VARCHAR' if part.typed and as_text else ''} AS {quoted(n)}" for n in parts[0].names)
     return " UNION ALL ".join(f"SELECT {listed(part)} FROM ({part.as_types(types) if part.as_types else part.sql})" for part in parts)
 
+# %% ../nbs/tables.ipynb #0286dd55
 @contextmanager
 def connected() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
     "DuckDB in memory, which loads nothing from anywhere, and a temporary folder."
@@ -422,6 +429,7 @@ def _opened(path: str | Path) -> Iterator[Table]:
         except duckdb.Error as error: raise ValueError(_why(_guilty(files, work, error), error)) from error
         yield Table(con, sql, parts[0].names, files, notes)
 
+# %% ../nbs/tables.ipynb #fb644351
 def _gaps(con: duckdb.DuckDBPyConnection, sql: str, names: list[str]) -> list[str]:
     "The columns that miss values."
     counts = rows(con, f"SELECT {', '.join(f'count(*) - count({quoted(n)})' for n in names)} FROM ({sql})")[0]
@@ -457,7 +465,7 @@ def _as_they_are(con: duckdb.DuckDBPyConnection, sql: str) -> list[Reading]:
     read = {"VARCHAR": value, "DOUBLE": lambda n: finite.format(quoted(n)), "FLOAT": lambda n: finite.format(quoted(n))}
     return [Reading(name, read.get(kind, quoted)(name)) for name, kind in _types(con, sql)]
 
-# %% ../nbs/tables.ipynb #cb7a1d77
+# %% ../nbs/tables.ipynb #c5b76da3
 def read(
     path: str | Path,  # a file, a folder or a pattern
 ) -> pd.DataFrame:

@@ -97,6 +97,7 @@ def _fits(form: Form, few: list[str]) -> bool:
     "Whether a few values look like a form."
     return all(re.fullmatch(form.pattern, v) for v in few)
 
+# %% ../nbs/values.ipynb #9e6a55b6
 def _doubts(form: Form | None, name: str, trusting: bool) -> list[str]:
     "SQL that counts, cheaply, what may speak against a plain form, or against text as it stands. In trust, it is not asked what a cast would tell."
     X = quoted(name)
@@ -124,6 +125,7 @@ def _of(form: Form, name: str) -> str:
     "SQL for a column's values in a form."
     return form.sql.replace("X", quoted(name) if form in PLAIN else f"({value(name)})")
 
+# %% ../nbs/values.ipynb #91032ad7
 @dataclass(frozen=True)
 class Reading:
     "How a column's text becomes values."
@@ -161,7 +163,7 @@ def _settled(con: duckdb.DuckDBPyConnection, source: str, names: list[str], trus
         left = {name: forms for name, forms in left.items() if name not in found}
     return {name: found[name] for name in names}
 
-# %% ../nbs/values.ipynb #9e6a55b6
+# %% ../nbs/values.ipynb #12c6fc06
 def _refuse_two_orders(con: duckdb.DuckDBPyConnection, source: str, name: str) -> None:
     "Raise ValueError where a column holds dates in two orders."
     parsed = [form.sql.replace("X", "v") for form in DATES]
@@ -190,7 +192,7 @@ def _reading(name: str, form: Form) -> Reading:
     "A column in a form."
     return Reading(name, _of(form, name), "" if form in PLAIN else form.name)
 
-# %% ../nbs/values.ipynb #b3f0c7f6
+# %% ../nbs/values.ipynb #d435a6cd
 def readings(
     con: duckdb.DuckDBPyConnection,  # where the text is
     source: str,  # SQL that selects text columns
@@ -212,7 +214,7 @@ def _read_as(con: duckdb.DuckDBPyConnection, source: str, name: str, settled: Se
     if form == PLAIN[3] and not settled.plain: return _times(con, source, name, form)
     return replace(_reading(name, form), type=form.type if settled.plain else "")
 
-# %% ../nbs/values.ipynb #bc33ea4e
+# %% ../nbs/values.ipynb #63266754
 def markers(
     con: duckdb.DuckDBPyConnection,  # where the text is
     source: str,  # SQL that selects text columns

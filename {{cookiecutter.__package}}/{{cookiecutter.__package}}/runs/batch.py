@@ -83,6 +83,7 @@ class State:
         if value is not None and (self.best is None or (value > self.best if goal == "maximize" else value < self.best)):
             self.best, self.best_run = value, folder
 
+# %% ../../nbs/runs/batch.ipynb #b1d57811
 def state(
     folder: Path,  # runs/<batch>
 ) -> State:
@@ -113,7 +114,7 @@ def _driver(folder: Path) -> dict[str, Any] | None:
         if other and lives(other, time.time() - (folder / ".driver").stat().st_mtime): return other
     return None
 
-# %% ../../nbs/runs/batch.ipynb #7b52009b
+# %% ../../nbs/runs/batch.ipynb #fa35e192
 def rows(
     folder: Path,  # runs/<batch>
 ) -> list[dict[str, Any]]:  # run, its parameters, the metrics' numbers, seconds; cause of a failure
@@ -128,7 +129,7 @@ def rows(
                       "seconds": ended.get("seconds"), "cause": ended.get("cause", "")})
     return found
 
-# %% ../../nbs/runs/batch.ipynb #f1abd670
+# %% ../../nbs/runs/batch.ipynb #0716d970
 @contextmanager
 def _driving(folder: Path) -> Iterator[Path]:
     "Be the driver of a batch. Raises RunError where there is one."
@@ -158,7 +159,7 @@ def _sweep_up(folder: Path, keys: Mapping[str, Any]) -> None:
         is_over = (folder / name / "run.json").exists() or name not in wanted
         if is_over and not any(leases.glob(f"{name}*")): shutil.rmtree(attempt, ignore_errors=True)
 
-# %% ../../nbs/runs/batch.ipynb #9e6a55b6
+# %% ../../nbs/runs/batch.ipynb #91032ad7
 @dataclass
 class _Waiting:
     "A run that is to be done."
@@ -195,7 +196,7 @@ class _Queue:
 
     def __bool__(self) -> bool: return bool(self.heap or self.running)
 
-# %% ../../nbs/runs/batch.ipynb #12c6fc06
+# %% ../../nbs/runs/batch.ipynb #4d134bc0
 class Driver:
     "Drives the runs of a plan to their end."
 
@@ -258,7 +259,7 @@ class Driver:
         self.state.failed += 1
         self.state.causes[cause] = self.state.causes.get(cause, 0) + 1
 
-# %% ../../nbs/runs/batch.ipynb #4d134bc0
+# %% ../../nbs/runs/batch.ipynb #887309d0
 def _set_aside(folder: Path, keys: Mapping[str, Any]) -> None:
     "Move the runs that are not in the plan to where they wait to be wanted again."
     wanted, place = {key[:SHORT] for key in keys}, folder.parent / ".done"
@@ -287,6 +288,7 @@ def _slots(plan: "Plan", workers: int) -> int:
     if needed and len(gpus()) < needed: raise RunError(f"{plan.path}: gpus_per_run is {needed}, and this machine has {len(gpus())}")
     return min(slots, len(gpus()) // needed) if needed else slots
 
+# %% ../../nbs/runs/batch.ipynb #0a57cb53
 def batch(
     path: str | Path,  # a sweep file
     engine: str = "local",  # or dask, or a scheduler's address
@@ -340,7 +342,7 @@ def _is_open(folder: Path, key: str, failed: bool) -> bool:
         return failed
     return True
 
-# %% ../../nbs/runs/batch.ipynb #887309d0
+# %% ../../nbs/runs/batch.ipynb #22d200f8
 def stop(
     folder: Path,  # runs/<batch>
     timeout: float = 60.0,  # seconds
@@ -358,7 +360,7 @@ def stop(
         time.sleep(0.1)
     return True
 
-# %% ../../nbs/runs/batch.ipynb #0a57cb53
+# %% ../../nbs/runs/batch.ipynb #cb4e5208
 def describe(
     state: State,
 ) -> str:
@@ -388,7 +390,7 @@ def progress() -> Iterator[Callable[[State, float | None], None]]:
         yield lambda state, seconds: bar.update(task, total=state.total, completed=state.done + state.failed, batch=state.batch,
                                                 description=describe(state) + left(seconds))
 
-# %% ../../nbs/runs/batch.ipynb #7719a1c7
+# %% ../../nbs/runs/batch.ipynb #b6692ea5
 def show(
     name: str,  # a batch; empty for all of them
     as_json: bool = False,
@@ -425,7 +427,7 @@ def sweep_of(
     state(folder := find_root() / "runs" / name)
     return str(find_root() / read_json(folder / "batch.json")["sweep"])
 
-# %% ../../nbs/runs/batch.ipynb #22d200f8
+# %% ../../nbs/runs/batch.ipynb #f1f836cb
 def main(
     path: str | Path,  # a sweep file
     engine: str = "local",

@@ -83,6 +83,7 @@ class _Supervisor:
         self.process.stdout.close()
         end_marked(self.mark)
 
+# %% ../../nbs/runs/engines.ipynb #fe5dbbce
 class Crew:
     "Supervisors, and the zygote of their kernels."
 
@@ -150,7 +151,7 @@ class Crew:
         for supervisor in everyone: supervisor.process.wait()
         if self.zygote: self.zygote.close()
 
-# %% ../../nbs/runs/engines.ipynb #fe5dbbce
+# %% ../../nbs/runs/engines.ipynb #b1d57811
 class Local:
     "Runs in processes of this machine."
 
@@ -194,7 +195,7 @@ def threads(
     "What tells numerical libraries to share the cores."
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // slots) if hasattr(os, "sched_getaffinity") else 1)}
 
-# %% ../../nbs/runs/engines.ipynb #b1d57811
+# %% ../../nbs/runs/engines.ipynb #7b52009b
 _crews: dict[str, tuple[Crew, Path]] = {}  # of this Dask worker: a driver's token -> its crew, and the file that the driver touches
 _making = threading.Lock()
 
@@ -243,6 +244,7 @@ def differences(
     names = (ours.keys() & theirs.keys()) | NEEDED & ours.keys()
     return "; ".join([f"{name} is {theirs.get(name, 'missing')} there, {ours[name]} here" for name in sorted(names) if ours[name] != theirs.get(name)][:3])
 
+# %% ../../nbs/runs/engines.ipynb #fa35e192
 class Dask:
     "Runs on a Dask cluster: one of this machine's own, or one that is there. Raises RunError where it is not, or is another."
 

@@ -363,6 +363,7 @@ def _adopt(folder: Path, key: str, lease: Lease) -> bool:
         lease.publish(copy, folder)
     return bool(place)
 
+# %% ../../nbs/runs/supervise.ipynb #972a67c4
 def is_settled(
     folder: Path,  # where the run belongs: runs/<batch>/<key>
     key: str,  # the run's
@@ -395,7 +396,7 @@ def _do(job: Job, folder: Path, lease: Lease) -> dict[str, Any]:
     hand_notebook_to_wandb(Path.cwd(), folder, run)
     return {"status": "done", "ran": True, "seconds": facts["seconds"]}
 
-# %% ../../nbs/runs/supervise.ipynb #972a67c4
+# %% ../../nbs/runs/supervise.ipynb #cb7a1d77
 def main() -> None:
     "Supervise runs until standard input ends."
     from {{cookiecutter.__package}}.runs.warm import ADOPT_ORPHANS, kill_tree, prctl
