@@ -164,7 +164,9 @@ def absolute(address: str) -> str:
 
 
 def understand() -> str:
-    """Find target and task in the data, and write them into `params.yaml`; what is said is for the user to contradict."""
+    """Write what the table is taken for into `schema.yaml`; what is said is for the user to contradict."""
+    if Path("schema.yaml").exists():
+        return "schema.yaml is there already"
     return own(SETTLE, "it cannot be read before the package is installed")
 
 

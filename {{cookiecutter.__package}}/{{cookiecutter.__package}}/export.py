@@ -12,6 +12,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.compose import ColumnTransformer
 
+from .features import DAY, encode, slots
 from .models import Model
 from .schema import Column, Schema, Target
 from .service import FILES, NEAR_ZERO, Predictor, verify
@@ -71,6 +73,7 @@ def _features(graph: Graph, columns: ColumnTransformer) -> str:
     from skl2onnx import to_onnx as convert
     from skl2onnx.common.data_types import DoubleTensorType
 
+    if [step for _, step, _ in columns.transformers] == ["passthrough"]: return graph.node("Gather", "rows", graph.constant(columns.transformers[0][2]), axis=1)
     other = convert(columns, initial_types=[("rows", DoubleTensorType([None, columns.n_features_in_]))],
                     target_opset={"": OPSET[""], "ai.onnx.ml": 3}).graph
     for i, node in enumerate(other.node):
@@ -157,9 +160,9 @@ def to_onnx(
         scaled = graph.node("Mul", margins, graph.constant(np.float64(model.estimator.scale_)))
         shifted = graph.node("Add", scaled, graph.constant(model.estimator.shift_.astype(np.float64)))
         graph.node("Softmax", shifted, axis=1)
-        return _model(graph, "probabilities", len(model.schema.columns), [None, len(model.schema.target.classes)])
+        return _model(graph, "probabilities", len(slots(model.schema)), [None, len(model.schema.target.classes)])
     graph.node("Reshape", margins, graph.constant(np.array([-1])))
-    return _model(graph, "prediction", len(model.schema.columns), [None])
+    return _model(graph, "prediction", len(slots(model.schema)), [None])
 
 def _model(graph: Graph, output: str, columns: int, shape: list[int | None]) -> onnx.ModelProto:
     "The finished graph, checked; its last node's value is the output."
@@ -220,13 +223,22 @@ UNSEEN = "\N{REPLACEMENT CHARACTER} unseen"  # a category that no table holds
 
 def _edges(column: Column) -> dict[str, Any]:
     "A column's value in each kind of edge row."
-    if column.type == "category":
+    if column.type in ("category", "ordered"):
         first, last = column.categories[:1] or (None,), column.categories[-1:] or (None,)
         return dict(missing=None, unseen=UNSEEN, low=first[0], high=last[0], below=UNSEEN, beyond=UNSEEN, zero=first[0], usual=last[0])
     if column.type == "boolean":
         return dict(missing=None, unseen=None, low=False, high=True, below=False, beyond=True, zero=False, usual=True)
+    if column.type == "text":
+        few, more = " ".join(column.terms[:3]), " ".join(column.terms[:100])
+        return dict(missing=None, unseen=UNSEEN, low="", high=more, below=" ", beyond=20 * more, zero="", usual=few)
     low, high = column.minimum or 0.0, column.maximum or 0.0
+    if column.type == "date":
+        return dict(missing=None, unseen=None, low=_date(low), high=_date(high), below="0001-01-01", beyond="9999-12-31T23:59:59", zero="1970-01-01", usual=_date((low + high) / 2))
     return dict(missing=None, unseen=None, low=low, high=high, below=-1e30, beyond=1e30, zero=0.0, usual=(low + high) / 2)
+
+def _date(day: float) -> str:
+    "A date as text, from days since 1970."
+    return (datetime(1970, 1, 1) + timedelta(seconds=round(day * DAY))).isoformat()
 
 def edge_rows(
     schema: Schema,  # whose corners
@@ -241,7 +253,7 @@ def matrix(
     rows: Sequence[Mapping[str, Any]],  # a value or None for each column
 ) -> np.ndarray:  # float64 [rows, columns]
     "Rows as a model sees them."
-    return schema.encode({name: [row[name] for row in rows] for name in schema.names})
+    return encode(schema, {name: [row[name] for row in rows] for name in schema.names})
 
 # %% ../nbs/export.ipynb #63266754
 def random_rows(
@@ -255,10 +267,12 @@ def random_rows(
 def _draw(column: Column, rng: np.random.Generator) -> str | bool | float | None:
     "One value of a column, missing as often as in training."
     if rng.random() < column.missing: return None
-    if column.type == "category": return column.categories[rng.integers(len(column.categories))] if column.categories else None
+    if column.type == "text": return " ".join(column.terms[i] for i in rng.integers(len(column.terms), size=20)) if column.terms else ""
+    if column.type in ("category", "ordered"): return column.categories[rng.integers(len(column.categories))] if column.categories else None
     if column.type == "boolean": return bool(rng.integers(2))
     low, high = column.minimum or 0.0, column.maximum or 0.0
-    return float(low + (high - low) * rng.random())
+    drawn = float(low + (high - low) * rng.random())
+    return _date(drawn) if column.type == "date" else drawn
 
 # %% ../nbs/export.ipynb #972a67c4
 def manifest(

@@ -29,7 +29,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
-from .features import features
+from .encoders import features, first_terms
+from .features import slots
 from .schema import Schema
 
 # %% ../nbs/models.ipynb #c1dfd96e
@@ -42,8 +43,9 @@ def _linear(schema: Schema, train, valid, seed: int, weight: str | None, regular
 # %% ../nbs/models.ipynb #fe5dbbce
 def _boosting(schema: Schema, train, valid, seed: int, weight: str | None, learning_rate: float = 0.1, max_iter: int = 1000,
               max_leaf_nodes: int = 31, min_samples_leaf: int = 20, l2_regularization: float = 0.0, patience: int = 20):
-    "Boosted trees and the losses of each iteration."
-    settings = dict(learning_rate=learning_rate, max_iter=max_iter, max_leaf_nodes=max_leaf_nodes, min_samples_leaf=min_samples_leaf,
+    "Boosted trees and the losses of each iteration. Of few rows a leaf needs fewer: a twentieth of them, at least five."
+    leaf = min(min_samples_leaf, max(5, len(train[1]) // 20))
+    settings = dict(learning_rate=learning_rate, max_iter=max_iter, max_leaf_nodes=max_leaf_nodes, min_samples_leaf=leaf,
                     l2_regularization=l2_regularization, n_iter_no_change=patience, early_stopping=True, random_state=seed)
     model = HistGradientBoostingRegressor(**settings)
     if schema.target.classes: model = HistGradientBoostingClassifier(**settings, class_weight=weight)
@@ -57,7 +59,8 @@ def _net(schema: Schema, train, valid, seed: int, weight: str | None, **settings
     "A network and the losses of each epoch."
     from {{cookiecutter.__package}}.net import NetClassifier, NetRegressor
 
-    sizes = tuple(len(c.categories) + 2 if c.type == "category" else 0 for c in schema.columns)
+    read = set(first_terms(schema))
+    sizes = tuple(-1 if s.kind == "empty" or (s.kind == "term" and i not in read) else s.codes for i, s in enumerate(slots(schema)))
     if schema.target.classes: settings["class_weight"] = weight
     family = NetClassifier if schema.target.classes else NetRegressor
     net = family(sizes=sizes, random_state=seed, **settings).fit(*train, *valid)
@@ -167,14 +170,14 @@ class Model:
 
     def predict(
         self,
-        X: np.ndarray,  # float64 [rows, columns], from `Schema.encode`
+        X: np.ndarray,  # float64 [rows, columns], from `features.encode`
     ) -> np.ndarray:  # positions in the target's classes, int64; or float64 values
         "The predictions."
         return self.estimator.predict(X)
 
     def predict_proba(
         self,
-        X: np.ndarray,  # float64 [rows, columns], from `Schema.encode`
+        X: np.ndarray,  # float64 [rows, columns], from `features.encode`
     ) -> np.ndarray:  # float64 [rows, classes]
         "The calibrated probabilities of a classification."
         return self.estimator.predict_proba(X)

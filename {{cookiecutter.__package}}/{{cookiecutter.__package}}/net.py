@@ -54,8 +54,8 @@ class Network(nn.Module):
     ):
         super().__init__()
         self.settings = {k: list(v) if isinstance(v, Sequence) else v for k, v in locals().items() if k not in ("self", "__class__")}
-        self.numbers = [i for i, size in enumerate(sizes) if not size]
-        self.categories = [i for i, size in enumerate(sizes) if size]
+        self.numbers = [i for i, size in enumerate(sizes) if size == 0]
+        self.categories = [i for i, size in enumerate(sizes) if size > 0]
         self.embed = nn.Embedding(max(1, sum(sizes)), embedding)
         units = [2 * len(self.numbers) + embedding * len(self.categories)] + [width] * depth
         layers = [[nn.Linear(a, b), nn.SiLU(), nn.Dropout(dropout)] for a, b in zip(units, units[1:], strict=False)]

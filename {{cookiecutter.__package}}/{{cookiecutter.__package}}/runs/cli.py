@@ -35,20 +35,18 @@ def run(
 # %% ../../nbs/runs/cli.ipynb #c1dfd96e
 @app.command()
 def settle(
-    target: Annotated[str, typer.Option(help="The column to predict; auto: a usual name, or the last column; else as in params.yaml.")] = "",
+    target: Annotated[str, typer.Option(help="The column to predict; auto: a usual name, or the last column.")] = "auto",
     task: Literal["auto", "classification", "regression"] = "auto",
+    positive: Annotated[str, typer.Option(help="Of two classes, the one that is looked for.")] = "auto",
+    again: Annotated[bool, typer.Option("--again", help="Replace the schema.yaml that is there.")] = False,
     sample: Annotated[bool, typer.Option("--sample", help="Write a sample table first, where data/raw has none.")] = False,
 ) -> None:
-    "Find target and task in data/raw, write them into params.yaml, and say what is in the table."
+    "Write schema.yaml: what the table in data/raw is taken for; and say it."
     from {{cookiecutter.__package}}.runs.manifest import find_root
-    from {{cookiecutter.__package}}.runs.parameters import overrides
     from {{cookiecutter.__package}}.settle import main
 
-    with _one_line():
-        os.chdir(root := find_root())
-        chosen = overrides(root, "prepare")
-    same = not target or target == chosen.get("target")  # then the positive class that was chosen stays
-    main("data/raw", target or chosen.get("target", "auto"), task, sample, chosen.get("positive", "auto") if same else "auto")
+    with _one_line(): os.chdir(find_root())
+    main("data/raw", target, task, sample, positive, again=again)
 
 # %% ../../nbs/runs/cli.ipynb #fe5dbbce
 @app.command()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .manifest import find_root, is_done, provenance, publish, refuse_foreign, restore, write_json
-from .parameters import Parameters, RunError, overrides, settled
+from .parameters import Parameters, RunError, overrides
 
 # %% ../../nbs/runs/execute.ipynb #ac3478d6
 def resolve(
@@ -35,7 +35,7 @@ def resolve(
     "The values of a run. Raises RunError for an unknown name or a wrong value."
     section = overrides(root, schema.notebook)
     schema.check(section)
-    return settled(schema, schema.check({**section, **given}, text=True), overrides(root, "prepare"))
+    return schema.check({**section, **given}, text=True)
 
 # %% ../../nbs/runs/execute.ipynb #902ba3cd
 @contextmanager

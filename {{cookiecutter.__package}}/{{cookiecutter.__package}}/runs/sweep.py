@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .manifest import Recipe
-from .parameters import RunError, overrides, settled
+from .parameters import RunError, overrides
 
 # %% ../../nbs/runs/sweep.ipynb #ac3478d6
 class _Strict(BaseModel):
@@ -121,7 +121,6 @@ class Plan:
     sweep: Sweep
     recipe: Recipe
     base: dict[str, Any]  # what the notebook's section of params.yaml and the sweep say for every run
-    known: dict[str, Any]  # what `prepare` has settled on
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # key -> what the run says
 
     @property
@@ -135,7 +134,7 @@ class Plan:
     ) -> dict[str, Any]:  # every parameter's value; without `out`
         "A run's parameters, checked. Raises RunError."
         schema = self.recipe.schema
-        values = settled(schema, schema.check({**self.base, **given}), self.known)
+        values = schema.check({**self.base, **given})
         return {name: value for name, value in values.items() if name != "out"}
 
 def plan(
@@ -152,7 +151,7 @@ def plan(
     if "out" not in [p.name for p in recipe.schema.items]: raise RunError(f"{notebook}: it has no parameter 'out: Path', the folder that a run writes to")
     section = overrides(root, notebook)
     recipe.schema.check(section)
-    plan = Plan(Path(path).stem, str(path), notebook, sweep, recipe, {**section, **sweep.parameters}, overrides(root, "prepare"))
+    plan = Plan(Path(path).stem, str(path), notebook, sweep, recipe, {**section, **sweep.parameters})
     for number, given in enumerate(sweep):
         if "out" in {**sweep.parameters, **given}: raise RunError(f"{path}: a batch decides itself where its runs write; leave 'out' away")
         try:

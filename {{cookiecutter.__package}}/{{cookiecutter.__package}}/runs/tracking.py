@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .manifest import OWN, find_root, provenance, refuse_foreign, retire, write_json
-from .parameters import Parameters, overrides, parse, settled
+from .parameters import Parameters, parse
 
 if TYPE_CHECKING: import wandb
 
@@ -59,7 +59,7 @@ class Run:
     "A run notebook under way."
     key: str  # what the run is made of, as SHA-256
     out: Path  # the only folder to write to
-    parameters: Mapping[str, Any]  # every parameter's value; `auto` is what the pipeline has settled on
+    parameters: Mapping[str, Any]  # every parameter's value
     wandb: "wandb.Run"
 
     def log(
@@ -119,7 +119,7 @@ def start(
     os.chdir(root := find_root())
     notebook = f"notebooks/{name}.ipynb"
     schema = Parameters.read(notebook)
-    values = settled(schema, _values(schema, namespace), overrides(root, "prepare"))
+    values = _values(schema, namespace)
     made_of, out = provenance(notebook, values, root), Path(values["out"])
     clear(out)
     write_json(out / "provenance.json", made_of)
