@@ -12,7 +12,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import TEMPLATE, cookiecutter, environment, generated, in_project, rendered, succeed
 
 ACCELERATORS, TASKS = ["auto", "cpu", "cuda"], ["auto", "classification", "regression"]
@@ -33,7 +32,6 @@ def test_choices(accelerator: str, task: str, license: str, tmp_path: Path) -> N
     runtimes = [d for d in config["project"]["dependencies"] if d.startswith("onnxruntime-gpu")]
     assert bool(runtimes) == (accelerator == "cuda")
     assert not any(d.startswith(("torch", "lightning", "scikit-learn", "pandas")) for d in config["project"]["dependencies"])
-    assert yaml.safe_load((project / "params.yaml").read_text())["prepare"]["task"] == task
     assert config["project"].get("license", "Proprietary") == license
     assert (project / "LICENSE").read_text().startswith({"MIT": "MIT", "BSD-3-Clause": "BSD 3", "Apache-2.0": "Copyright",
                                                          "Proprietary": "Copyright"}[license])

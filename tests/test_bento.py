@@ -74,7 +74,7 @@ def test_holds_the_model_and_what_serves_it(bento: Path) -> None:
     """No data, notebook, secret or training code is packed."""
     held = {p.relative_to(bento / "src").as_posix() for p in (bento / "src").rglob("*") if p.is_file()}
     model = {f"build/model/{name}" for name in ("model.onnx", "schema.json", "golden.json", "metrics.json", "manifest.json")}
-    assert held == model | {"churn/__init__.py", "churn/schema.py", "churn/service.py", "bentofile.yaml"}
+    assert held == model | {"churn/__init__.py", "churn/features.py", "churn/schema.py", "churn/service.py", "bentofile.yaml"}
     assert not any(b"hush" in p.read_bytes() for p in bento.rglob("*") if p.is_file())
     requirements = (bento / "env/python/requirements.txt").read_text()
     assert not any(name in requirements for name in ("torch", "lightning", "scikit-learn", "pandas", "onnxruntime-gpu"))

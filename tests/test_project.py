@@ -139,9 +139,10 @@ def test_papermill_refuses_a_mistyped_name(project: Path) -> None:
 def test_bad_tables(content: bytes, said: str, project: Path, tmp_path: Path) -> None:
     """What generation asks of a table, and `prepare` too: one line that names the file or the column, and exit code 1."""
     (tmp_path / "table.csv").write_bytes(content)
-    ask = "import sys; from churn.settle import main; main(*sys.argv[1:])"
-    done = run("uv", "run", "--no-sync", "python", "-c", ask, str(tmp_path), "auto", "auto", cwd=project)
+    ask = "import sys; from churn.settle import main; main(sys.argv[1], schema=sys.argv[1] + '/schema.yaml')"
+    done = run("uv", "run", "--no-sync", "python", "-c", ask, str(tmp_path), cwd=project)
     assert done.code == 1 and said in done.err and len(done.err.splitlines()) == 1, done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 
 def test_explore(project: Path) -> None:

@@ -44,7 +44,7 @@ def test_update(template: Path, tmp_path: Path, shared_environment: None) -> Non
     done = run(*cruft, "update", "--skip-apply-ask", cwd=project, LABLINE_RENDER_ONLY="1")
     assert done.code == 0, done.out + done.err
     assert "## Begin" in (project / "README.md").read_text() and "family: linear" in params.read_text()
-    assert '"left"' in params.read_text() and (project / "data/raw/shop.csv").exists()
+    assert "target: left" in (project / "schema.yaml").read_text() and (project / "data/raw/shop.csv").exists()
     assert not list(project.rglob("*.rej"))
     changed = subprocess.check_output(["git", "diff", "--name-only", "HEAD"], cwd=project, text=True).split()
     assert sorted(changed) == [".cruft.json", "README.md"]

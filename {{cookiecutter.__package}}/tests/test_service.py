@@ -155,7 +155,8 @@ VALUES = {  # what stands where a column's value should: the status
     "NaN": 422, "Infinity": 422, "-Infinity": 422, "[]": 422, "{}": 422,
     '"\\ud800"': 400, "1" + "0" * 5000: 400, "[" * 9000 + "]" * 9000: 400, "": 400,
 }  # fmt: skip
-WRONG = {"number": ['"1.5"', "true", "1e999", "1" + "0" * 400], "category": ["1", "true"], "boolean": ["1", '"true"']}
+WRONG = {"number": ['"1.5"', "true", "1e999", "1" + "0" * 400], "category": ["1", "true"], "boolean": ["1", '"true"'],
+         "ordered": ["1"], "date": ["1", '"31.12.2024"'], "text": ["1", "[]"]}
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +187,15 @@ def test_a_value_of_the_wrong_type_is_named(server: Server, golden: dict, column
     for value, status in VALUES.items():
         field = f"rows.0.{columns[0]['name']}" if status == 422 else "body"
         refuse(server, body_with(row, columns[0]["name"], value), status, field)
+
+
+def test_what_is_out_of_range_is_answered_with_a_word(server: Server, golden: dict, columns: list[dict]) -> None:
+    """As schema.yaml says of a new project: the value is taken as it is, and the answer says what is odd about it."""
+    column = next(c["name"] for c in columns if c["type"] == "number" and None not in c.get("valid", [None]))
+    usual = httpx.post(f"{server.url}/predict", json={"rows": golden["rows"][0]}).json()
+    odd = httpx.post(f"{server.url}/predict", json={"rows": golden["rows"][0] | {column: 1e9} })
+    assert odd.status_code == 200 and f"rows.0.{column}: 1e+09 is out of range" in odd.json()["warnings"][0]
+    assert not [said for said in usual.get("warnings", []) if said.startswith(f"rows.0.{column}:")]
 
 
 def test_a_body_of_the_wrong_shape_is_named(server: Server, golden: dict) -> None:

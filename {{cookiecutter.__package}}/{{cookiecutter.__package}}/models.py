@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'RIDGE', 'TRUSTED', 'margins', 'calibration', 'best_threshold', 'Calibrated', 'Model', 'fit', 'scores',
-           'save', 'load']
+           'select', 'save', 'load']
 
 # %% ../nbs/models.ipynb #da4b9237
 import io
@@ -12,7 +12,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,46 @@ def scores(
             "roc_auc": float(metrics.roc_auc_score(y, p[:, 1] if len(classes) == 2 else p, multi_class="ovr", labels=classes))}
 
 # %% ../nbs/models.ipynb #ca3512f4
+def _information(schema: Schema, X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    "The mutual information of each slot with the target, in nats; a missing number is a value of its own."
+    from sklearn.feature_selection import mutual_info_classif, mutual_info_regression
+
+    discrete = np.array([slot.kind != "number" for slot in slots(schema)])
+    filled = np.where(np.isnan(X), np.nanmin(X, axis=0, initial=0) - 1, X)
+    return (mutual_info_classif if schema.target.classes else mutual_info_regression)(filled, y, discrete_features=discrete, random_state=0)
+
+def _importance(schema: Schema, train: tuple, valid: tuple, places: list[list[int]], seed: int) -> list[float]:
+    "How much worse boosting's first metric gets when each column's slots are shuffled together."
+    model, rng = fit("boosting", schema, train, valid, seed=seed, threads=1), np.random.default_rng(seed)
+    metric = "log_loss" if schema.target.classes else "rmse"
+    best, found = scores(model, *valid)[metric], []
+    for place in places:
+        X = valid[0].copy()
+        X[:, place] = X[rng.permutation(len(X))][:, place]
+        found.append(scores(model, X, valid[1])[metric] - best)
+    return found
+
+def select(
+    schema: Schema,  # what the matrices hold
+    train: tuple[np.ndarray, np.ndarray],  # X float64 [rows, slots]; y class positions, or values
+    valid: tuple[np.ndarray, np.ndarray],  # the same
+    count: int,  # columns to keep
+    by: str = "mutual_information",  # or "permutation"
+    seed: int = 0,
+) -> Schema:  # with the others among what it ignores
+    "Keep the columns that tell most about the target."
+    ends = np.cumsum([len(slots(Schema((column,), schema.target))) for column in schema.columns])
+    places = [list(range(start, end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    if by == "permutation": told = _importance(schema, train, valid, places, seed)
+    else:
+        few = np.random.default_rng(seed).permutation(len(train[1]))[:10_000]
+        each = _information(schema, train[0][few], train[1][few])
+        told = [max(each[place], default=0.0) for place in places]
+    kept = set(np.argsort(-np.array(told), kind="stable")[:count].tolist())
+    left = {c.name: f"one of those that tell least ({by.replace('_', ' ')})" for i, c in enumerate(schema.columns) if i not in kept}
+    return replace(schema, columns=tuple(c for i, c in enumerate(schema.columns) if i in kept), ignored=schema.ignored | left)
+
+# %% ../nbs/models.ipynb #0286dd55
 TRUSTED = ["numpy.dtype", "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"]
 
 def _archive(
@@ -251,7 +291,7 @@ def _archive(
         for name, content in sorted({**files, "schema.json": text.encode()}.items()): new.writestr(zipfile.ZipInfo(name), content)
     return buffer.getvalue()
 
-# %% ../nbs/models.ipynb #92cfceb3
+# %% ../nbs/models.ipynb #fe2ef495
 def save(
     model: Model,  # to keep
     folder: str | Path,  # made if it is not there
@@ -270,7 +310,7 @@ def save(
 
         net.save(model.base, folder / "estimator.ckpt")
 
-# %% ../nbs/models.ipynb #0286dd55
+# %% ../nbs/models.ipynb #827bfc45
 def load(
     folder: str | Path,  # what `save` wrote
 ) -> Model:  # without its curve
