@@ -51,11 +51,10 @@ def _numbers(column: Column, values: Sequence) -> np.ndarray:
 def _codes(column: Column, values: Sequence) -> np.ndarray:
     "A category column: float64 [rows, 1]."
     if isinstance(values, np.ndarray) and values.dtype == np.float64: return values.reshape(-1, 1)  # codes already, see `data.columns`
-    codes = {name: float(i) for i, name in enumerate(column.categories)}
+    codes, missing = column.places, len(column.categories)
     if column.type == "ordered": return np.array([codes.get(v, np.nan) for v in values], dtype=np.float64).reshape(-1, 1)
-    codes |= dict.fromkeys((None, *MISSING), float(len(codes)))
-    unseen = len(column.categories) + 1.0
-    return np.array([codes.get(v, unseen) for v in values], dtype=np.float64).reshape(-1, 1)
+    found = [missing if v is None or v in MISSING else codes.get(v, missing + 1) for v in values]
+    return np.array(found, dtype=np.float64).reshape(-1, 1)
 
 # %% ../nbs/features.ipynb #0716d970
 DAY = 86_400.0  # seconds
@@ -96,7 +95,7 @@ def terms(
 
 def _text(column: Column, values: Sequence) -> np.ndarray:
     "A text column: float64 [rows, terms]."
-    place, weights = {term: i for i, term in enumerate(column.terms)}, np.array(column.weights)
+    place, weights = column.places, np.array(column.weights)
     found = np.zeros((len(values), len(place)))
     for row, value in enumerate(values):
         for term, count in Counter(terms(value or "")).items():

@@ -42,11 +42,11 @@ def _linear(schema: Schema, train, valid, seed: int, weight: str | None, regular
 
 # %% ../nbs/models.ipynb #fe5dbbce
 def _boosting(schema: Schema, train, valid, seed: int, weight: str | None, learning_rate: float = 0.1, max_iter: int = 1000,
-              max_leaf_nodes: int = 31, min_samples_leaf: int = 20, l2_regularization: float = 0.0, patience: int = 20):
+              max_leaf_nodes: int = 31, min_samples_leaf: int = 20, max_features: float = 0.5, l2_regularization: float = 0.0, patience: int = 20):
     "Boosted trees and the losses of each iteration. Of few rows a leaf needs fewer: a twentieth of them, at least five."
     leaf = min(min_samples_leaf, max(5, len(train[1]) // 20))
     settings = dict(learning_rate=learning_rate, max_iter=max_iter, max_leaf_nodes=max_leaf_nodes, min_samples_leaf=leaf,
-                    l2_regularization=l2_regularization, n_iter_no_change=patience, early_stopping=True, random_state=seed)
+                    max_features=max_features, l2_regularization=l2_regularization, n_iter_no_change=patience, early_stopping=True, random_state=seed)
     model = HistGradientBoostingRegressor(**settings)
     if schema.target.classes: model = HistGradientBoostingClassifier(**settings, class_weight=weight)
     columns = features(schema, scale=False)

@@ -9,6 +9,7 @@ __all__ = ['MISSING', 'SPLIT', 'Column', 'Target', 'Schema']
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,11 @@ class Column:
     cycle: float | None = None  # numbers: after so much it begins anew, as hours do after 24
     valid: tuple[float | None, float | None] = (None, None)  # numbers: what is valid, both ends included
     known: tuple[str, ...] = ()  # categories: what is valid; empty where anything is
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        "Where each category, or each term, is in its list."
+        return {name: i for i, name in enumerate(self.categories or self.terms)}
 
 # %% ../nbs/schema.ipynb #c1dfd96e
 @dataclass(frozen=True)

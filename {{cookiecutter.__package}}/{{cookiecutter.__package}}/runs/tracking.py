@@ -7,6 +7,7 @@ __all__ = ['Run', 'note', 'clear', 'start']
 
 # %% ../../nbs/runs/tracking.ipynb #da4b9237
 import ast
+import atexit
 import json
 import os
 import shutil
@@ -138,4 +139,10 @@ def _finish_on_error(tracked: "wandb.Run") -> None:
         if not result.success: tracked.finish(exit_code=1)
 
     shell = get_ipython()
-    if shell and "JPY_SESSION_NAME" not in os.environ: shell.events.register("post_run_cell", after_cell)
+    if shell and "JPY_SESSION_NAME" not in os.environ:
+        shell.events.register("post_run_cell", after_cell)
+        atexit.register(_end_quietly)
+
+def _end_quietly() -> None:
+    "What extension modules write when Python is all but gone, such as DuckDB's list of objects that are still in a traceback, is no news."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
