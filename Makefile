@@ -12,7 +12,7 @@ export UV_FIND_LINKS ?= $(LINKS)
 endif
 PYTEST := $(UV) run --quiet pytest
 
-.PHONY: help demo test torture bench-runs test-fast bake take clean
+.PHONY: help demo test torture bench-runs bench-size bench-tables test-fast bake take clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,10 @@ bench-runs: $(UV) ## what a batch costs, beside papermill's own loop and others:
 	@if [ ! -d bench/churn ]; then $(UV) run --quiet cookiecutter . --no-input --output-dir bench project=churn; fi
 	@cd bench/churn && $(UV) run --no-sync dvc repro prepare && \
 	$(UV) run --no-sync papermill ../../notebooks/bench_runs.ipynb ../bench_runs.ipynb -p docs ../../docs/benchmarks.md
+
+bench-size: $(UV) ## ten million rows, read, checked and split, beside pandas.read_csv: into docs/benchmarks.md; ten minutes, 4 GB of disk
+	@if [ ! -d bench/churn ]; then $(UV) run --quiet cookiecutter . --no-input --output-dir bench project=churn; fi
+	@$(UV) run --quiet python tools/bench_size.py bench/churn docs/benchmarks.md
 
 test-fast: $(UV) ## an answer in two minutes
 	@$(PYTEST) tests -m "not slow"
