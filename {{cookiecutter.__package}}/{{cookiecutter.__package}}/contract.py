@@ -186,7 +186,7 @@ def read(
     except (YAMLError, UnicodeDecodeError) as error: raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(raw, dict): raise ValueError(f"{path}: no sections; it needs target, task and columns")
     try: return Contract.model_validate(_bare(raw))
-    except ValidationError as error: problem = _explain(path, raw, error.errors(include_url=False)[0])
+    except ValidationError as error: problem = _explain(path, raw, min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden"))  # a name too many explains one too few
     raise ValueError(problem)
 
 def _bare(value: Any) -> Any:
@@ -204,7 +204,9 @@ def _explain(path: str | Path, raw: Any, error: Mapping[str, Any]) -> str:
         place = place[step]
     name = ".".join(map(str, error["loc"]))
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden": message = "not known here; remove it"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), {n for part in (Contract, Split, Outcomes, Column) for n in part.model_fields}, n=1, cutoff=0.6)
+        message = f"not known here; {f'did you mean {near[0]!r}?' if near else 'remove it'}"
     if error["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", error["msg"])
         near = difflib.get_close_matches(str(error["input"]), allowed, n=1, cutoff=0.5)
