@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import features
@@ -51,10 +52,13 @@ def _array(column: Column, values: pd.Series) -> np.ndarray | list:
     "A column as the array that `features.encode` wants."
     if column.type == "date": return ((values - pd.Timestamp(0)) / pd.Timedelta(days=1)).to_numpy(dtype=np.float64, na_value=np.nan)
     if column.type == "text": return values.astype(object).where(values.notna(), None).tolist()
+    if column.type in ("number", "boolean") and values.dtype == np.float64: return values.to_numpy()
     if column.type in ("number", "boolean"): return values.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
-    codes = pd.Index(column.categories, dtype=object).get_indexer(values.astype(object)).astype(np.float64)
-    if column.type == "ordered": return np.where(codes < 0, np.nan, codes)
-    return np.where(codes >= 0, codes, len(column.categories) + ~(values.isna() | values.isin(MISSING)).to_numpy(dtype=bool))
+    text = pa.array(values, pa.string(), from_pandas=True)
+    codes = pc.index_in(text, pa.array(column.categories, pa.string())).to_numpy(zero_copy_only=False).astype(np.float64)
+    if column.type == "ordered": return codes
+    nothing = pc.or_kleene(pc.is_null(text), pc.is_in(text, pa.array(MISSING))).to_numpy(zero_copy_only=False)
+    return np.where(np.isnan(codes), len(column.categories) + ~nothing, codes)
 
 # %% ../nbs/data.ipynb #7b52009b
 def load(

@@ -324,4 +324,4 @@ def frames(
     size: int = 100_000,  # rows in a frame
 ) -> Iterator[pd.DataFrame]:
     "A query's rows, some at a time."
-    for batch in con.execute(sql).fetch_record_batch(size): yield batch.to_pandas()
+    for batch in con.sql(sql).to_arrow_reader(size): yield batch.to_pandas()

@@ -8,6 +8,7 @@ __all__ = ['NOT_DATA', 'OWN', 'KEPT', 'find_root', 'data_hash', 'modules', 'Reci
 
 # %% ../../nbs/runs/manifest.ipynb #da4b9237
 import ast
+import glob
 import hashlib
 import json
 import os
@@ -36,13 +37,15 @@ def _files(folder: Path) -> Iterator[Path]:
         if path.is_file() and not (path.parent == folder and path.name in NOT_DATA): yield path
 
 def data_hash(
-    path: str | Path,  # a file or a folder
-) -> str:  # hex; ends in ".dir" for a folder
+    path: str | Path,  # a file, a folder or a pattern
+) -> str:  # hex; ends in ".dir" for more than a file
     "DVC's hash of an input. Raises RunError where it is missing."
     path = Path(path)
+    if not path.exists() and (found := sorted(map(Path, glob.glob(str(path))))):
+        return hashlib.md5(json.dumps([data_hash(p) for p in found]).encode()).hexdigest() + ".dir"
     if path.is_file():
         with path.open("rb") as file: return hashlib.file_digest(file, "md5").hexdigest()
-    if not path.is_dir(): raise RunError(f"{path}: missing; run the step that makes it first (uv run dvc repro)")
+    if not path.is_dir(): raise RunError(f"{path}: missing; name what is there, or run the step that makes it first (uv run dvc repro)")
     tree = [{"md5": data_hash(p), "relpath": p.relative_to(path).as_posix()} for p in _files(path)]
     tree.sort(key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(tree, sort_keys=True).encode()).hexdigest() + ".dir"
