@@ -178,11 +178,11 @@ def _labels(table: Table, p: Profile) -> dict[str, int]:
 def _task(table: Table, p: Profile, task: str) -> str:
     "What kind of prediction the target asks for. Raises ValueError where it cannot be the one that is asked for."
     if not p.present: raise ValueError(f"target: {p.name!r} has no value in any row")
+    (value,), *_ = rows(table.con, f"SELECT {quoted(p.name)} FROM ({table.sql}) WHERE {quoted(p.name)} IS NOT NULL LIMIT 1")
+    if p.distinct == 1: raise ValueError(f"target: {p.name!r} is {value!r} in every row; there is nothing to learn")
     if p.present < FEWEST: raise ValueError(f"table: {p.present} rows with a target; at least {FEWEST} are needed to train, validate and test")
-    if p.distinct == 1: raise ValueError(f"target: {p.name!r} is the same in every row; there is nothing to learn")
     if task == "auto": task = "classification" if not p.is_number or (p.type not in ("FLOAT", "DOUBLE") and p.distinct <= MANY) else "regression"
     if task == "regression" and not p.is_number:
-        (value,), = rows(table.con, f"SELECT {quoted(p.name)} FROM ({table.sql}) WHERE {quoted(p.name)} IS NOT NULL LIMIT 1")
         raise ValueError(f"target: {p.name!r} holds {value!r}, which is no number; a regression needs numbers")
     return task
 
