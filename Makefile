@@ -40,6 +40,18 @@ bench-size: $(UV) ## ten million rows, read, checked and split, beside pandas.re
 	@if [ ! -d bench/churn ]; then $(UV) run --quiet cookiecutter . --no-input --output-dir bench project=churn; fi
 	@$(UV) run --quiet python tools/bench_size.py bench/churn docs/benchmarks.md
 
+# The projects share an environment: each is prepared before the next is generated.
+TABLES := adult:adult.csv:income mammography:mammography.parquet:auto german:german_credit.jsonl:auto penguins:penguins.csv:species \
+	automobiles:automobiles.csv:price diamonds:diamonds.csv.gz:price beijing:beijing_pm25.csv:pm2.5 movies:movie_reviews.parquet:auto
+
+bench-tables: SHARED := UV_PROJECT_ENVIRONMENT=$(CURDIR)/bench/tables/env-projects
+bench-tables: $(UV) ## how good the models are beside FLAML and AutoGluon, on the eight tables of ../shared/data: into docs/benchmarks.md; three quarters of an hour
+	@for each in $(TABLES); do IFS=: read -r name file target <<< "$$each"; \
+	if [ ! -f bench/tables/$$name/build/prepare/schema.json ]; then rm -rf bench/tables/$$name; \
+	$(UV) run --quiet env $(SHARED) cookiecutter . --no-input --output-dir bench/tables project=$$name data=$(abspath ../shared/data)/$$file target=$$target; \
+	(cd bench/tables/$$name && $(SHARED) $(UV) run --no-sync dvc repro prepare); fi; done
+	@OMP_WAIT_POLICY=PASSIVE bench/tables/env-projects/bin/papermill notebooks/bench_tables.ipynb bench/bench_tables.ipynb -p projects bench/tables -p docs docs/benchmarks.md
+
 test-fast: $(UV) ## an answer in two minutes
 	@$(PYTEST) tests -m "not slow"
 
