@@ -201,8 +201,17 @@ def start_dvc() -> str:
     if not any(Path("data/raw").glob("*")):
         raise Later("there is no table in data/raw yet")
     run(*dvc, "add", "--quiet", "data/raw")
+    tracked = Path("data/raw.dvc")
+    if "\ndesc:" not in tracked.read_text():  # DVC keeps it when the data change
+        tracked.write_text(tracked.read_text() + f"desc: {json.dumps('from ' + origin())}\n")
     said = f"storage {ANSWERS['remote']}, data/raw tracked"
     return said if Path(".git").exists() else said + "\nwithout git; once there is some: uv run dvc config core.no_scm false"
+
+
+def origin() -> str:
+    """Where the table came from. What follows the question mark of a web address may be a secret."""
+    data = ANSWERS["data"]
+    return "scikit-learn's samples" if data == "sample" else data.partition("?")[0] if re.match(r"https?://", data) else data
 
 
 def install_hooks() -> str:
