@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class Column(Strict):
     maximum: float | None = None
     categories: tuple[str, ...] = ()  # category, ordered: what is valid; ordered: from the least to the most
     cycle: float | None = Field(None, gt=0)  # number: after so much it begins anew, as hours do after 24
+    form: str = ""  # number, date: how a CSV writes it, such as "decimal commas" or "dates, day first"; empty: plainly
     absent: tuple[float | str, ...] = ()  # values that stand for no value, such as -999
     why: str = ""  # why the column has this role, where that is not plain
 
@@ -41,6 +42,12 @@ class Column(Strict):
     def _as_text(cls, values: Any) -> Any:
         "YAML reads a category 1 as a number."
         return tuple(str(v).lower() if isinstance(v, bool) else str(v) for v in values) if isinstance(values, (list, tuple)) else values
+
+    @model_validator(mode="after")
+    def _range(self) -> "Column":
+        "A range has its ends in order."
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum: raise ValueError(f"minimum {self.minimum:g} is above maximum {self.maximum:g}")
+        return self
 
 # %% ../nbs/contract.ipynb #902ba3cd
 class Split(Strict):
@@ -54,6 +61,19 @@ class Split(Strict):
     valid_from: datetime | None = None  # by time: rows from here on validate
     test_from: datetime | None = None  # by time: rows from here on test
     gap: timedelta = timedelta(0)  # by time: rows so shortly before a later split are left out
+
+    @field_validator("gap", mode="before")
+    @classmethod
+    def _unit(cls, value: Any) -> Any:
+        "A gap without a unit could be anything."
+        if re.fullmatch(r"[\d.]+", str(value)) and str(value) != "0": raise ValueError(f"gap: {value} of what? write 7d, or 12:00:00")
+        return value
+
+    @field_validator("valid_from", "test_from")
+    @classmethod
+    def _utc(cls, value: datetime | None) -> datetime | None:
+        "Times are in UTC, and do not say so."
+        return value if value is None or value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
 
     @model_validator(mode="after")
     def _dates(self) -> "Split":
@@ -98,10 +118,32 @@ class Contract(Strict):
         if targets := [n for n, c in self.columns.items() if (c.role == "target") != (n == self.target)]:
             raise ValueError(f"columns.{targets[0]}: the role 'target' belongs to {self.target!r}, and to that alone")
         if not self.learnt: raise ValueError("columns: none to learn from")
-        if self.split.by == "group" and not self.having("group"): raise ValueError("split.by: group needs a column with the role group")
+        if self.split.by == "group" and len(self.having("group")) != 1:
+            raise ValueError(f"split.by: group needs a column with the role group, and one alone; there are {len(self.having('group'))}")
+        self._check_time()
+        self._check_classes()
         if bad := next((n for n, c in self.columns.items() if c.role == "ordered" and len(c.categories) < 2), None):
             raise ValueError(f"columns.{bad}: an ordered column needs its categories, from the least to the most")
         return self
+
+    def _check_time(self) -> None:
+        "Raise ValueError where the time of a split cannot be one."
+        time, wanted = self.split.time, "date" if len(self.split.time) == 1 else "number"
+        if wrong := next((n for n in time if self.columns[n].role != wanted), None): raise ValueError(f"split.time: {wrong!r} has the role {self.columns[wrong].role}, not {wanted}")
+
+    def _check_classes(self) -> None:
+        "Raise ValueError where the target's classes do not fit the rest."
+        labels = self.columns[self.target].categories
+        if self.task == "regression" and self.positive is not None: raise ValueError("positive: a regression has no classes; remove it")
+        if self.task == "classification" and len(labels) < 2: raise ValueError(f"columns.{self.target}: a classification needs its classes, as categories: [no, yes]")
+        if self.positive is not None and (len(labels) != 2 or self.positive not in labels): raise ValueError(f"positive: {self.positive!r} is not one of two classes; there are {', '.join(labels[:5])}")
+
+    @property
+    def as_text(self) -> list[str]:
+        "Columns that are read as text, whatever they look like: what a category is called is not for its neighbours to decide."
+        labels = self.columns[self.target].categories
+        words = [self.target] if self.task == "classification" and not all(re.fullmatch(r"-?(0|[1-9]\d*)|true|false", label) for label in labels) else []
+        return [*self.having("category", "ordered", "text", "identifier", "group"), *words, *(n for n, c in self.columns.items() if c.form)]
 
     def having(
         self,
@@ -179,15 +221,29 @@ def read(
     path: str | Path,  # schema.yaml
 ) -> Contract:
     "A contract. Raises ValueError, in one line with the line number, for what cannot be one."
+    import yaml
     from ruamel.yaml import YAML, YAMLError
 
-    try: raw = YAML().load(Path(path).read_text(encoding="utf-8"))
+    try:
+        raw = YAML().load(text := Path(path).read_text(encoding="utf-8"))
+        words = yaml.load(text, Loader=yaml.BaseLoader)  # every value as it is written: `01`, `1.50`, `no`
     except FileNotFoundError as error: raise ValueError(f"{path}: no such file; {{cookiecutter.__package}} settle makes one from the table") from error
-    except (YAMLError, UnicodeDecodeError) as error: raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
+    except (YAMLError, yaml.YAMLError, UnicodeDecodeError) as error: raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(raw, dict): raise ValueError(f"{path}: no sections; it needs target, task and columns")
-    try: return Contract.model_validate(_bare(raw))
+    try: return Contract.model_validate(_worded(_bare(raw), words))
     except ValidationError as error: problem = _explain(path, raw, min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden"))  # a name too many explains one too few
     raise ValueError(problem)
+
+def _worded(raw: dict, words: dict) -> dict:
+    "The file's content, but names, categories and what is accepted as they are written."
+    found = dict(raw)
+    if isinstance(raw.get("columns"), dict):
+        found["columns"] = {name: {**value, **({"categories": words["columns"][name]["categories"]} if "categories" in value else {})} if isinstance(value, dict) else value
+                            for name, value in zip(words["columns"], raw["columns"].values(), strict=True)}
+    if isinstance(raw.get("accept"), list): found["accept"] = [": ".join(map(str, next(iter(a.items())))) if isinstance(a, dict) and len(a) == 1 else a for a in words["accept"]]
+    for name in ("target", "positive"):
+        if raw.get(name) is not None: found[name] = words[name]
+    return found
 
 def _bare(value: Any) -> Any:
     "Plain lists and dictionaries, as pydantic wants them."

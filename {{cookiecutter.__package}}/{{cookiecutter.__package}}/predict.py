@@ -87,12 +87,12 @@ def fitting(
 ) -> Rows:  # its identifiers and what the model reads
     "A table's rows for a model. Raises ValueError, in one line, for what does not fit."
     unlearnt = compare(schema, contract, place)
-    known = {n: r for n, r in contract.columns.items() if n in schema.names or r.role in ("identifier", "target")}
+    known = {n: r for n, r in contract.columns.items() if n in schema.names or r.role == "target" or (r.role == "identifier" and n in table.names)}
     plain = Contract.model_construct(**{**dict(contract), "columns": known, "split": type(contract.split)()})  # no split is made here
     rows = conform(table, plain, labelled=False)
     refuse(rows.findings, contract.accept)
     findings = [*unlearnt, *(f for f in rows.findings if f.column not in contract.columns or f.kind != "extra_column")]
-    names = [*contract.having("identifier"), *schema.names]
+    names = [*(n for n in contract.having("identifier") if n in table.names), *schema.names]
     return Rows(rows.con, f"SELECT {', '.join(map(quoted, names))} FROM ({rows.sql})", rows.read, findings)
 
 # %% ../nbs/predict.ipynb #12c6fc06

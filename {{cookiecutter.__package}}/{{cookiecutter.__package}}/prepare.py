@@ -22,7 +22,7 @@ from .contract import Column as Rule
 from .data import columns
 from .schema import Column, Schema, Target
 from .tables import Table, connected, store
-from .values import literal, quoted, rows
+from .values import in_form, literal, quoted, rows
 
 # %% ../nbs/prepare.ipynb #ac3478d6
 NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "FLOAT", "DOUBLE")
@@ -35,13 +35,18 @@ def _text(name: str, kind: str) -> str:
 def _typed(rule: Rule, name: str, kind: str, target: Target) -> str:
     "SQL for a column's values in the type of its role; NULL where there is none."
     text = _text(name, kind)
-    if rule.role in ("number", "weight"): return name if kind == "DOUBLE" else f"{name}::DOUBLE" if kind in NUMBERS else f"TRY_CAST({text} AS DOUBLE)"
+    if rule.form and kind == "VARCHAR": return in_form(rule.form, name)
+    if rule.role in ("number", "weight"): return name if kind == "DOUBLE" else f"{name}::DOUBLE" if kind in NUMBERS else _number(text)
     if rule.role == "date": return name if kind == "TIMESTAMP" else f"TRY_CAST({text} AS TIMESTAMP)"
     if rule.role == "boolean": return name if kind == "BOOLEAN" else f"TRY_CAST({text} AS BOOLEAN)"
     if rule.role == "target":
         sort = {bool: "BOOLEAN", int: "BIGINT", str: "VARCHAR"}[type(target.classes[0])] if target.classes else "DOUBLE"
         return text if sort == "VARCHAR" else name if kind == sort else f"TRY_CAST({text} AS {sort})"
     return name if rule.role in ("ignored", "constant") else text
+
+def _number(text: str) -> str:
+    "SQL for the number that a text is; an infinite one is none."
+    return f"CASE WHEN isfinite(TRY_CAST({text} AS DOUBLE)) THEN TRY_CAST({text} AS DOUBLE) END"
 
 def goal(
     contract: Contract,
@@ -85,8 +90,8 @@ def _doubts(name: str, rule: Rule, kind: str, typed: str) -> list[_Doubt]:
 
 def _present(name: str, rule: Rule, kind: str) -> str:
     "SQL for a column as it was read, without what stands for no value."
-    absent = [literal(v) if kind not in NUMBERS else repr(v) for v in rule.absent if kind not in NUMBERS or not isinstance(v, str)]
-    return f"CASE WHEN {quoted(name)} NOT IN ({', '.join(absent)}) THEN {quoted(name)} END" if absent else quoted(name)
+    absent = [literal(f"{v:g}" if isinstance(v, float) else v) for v in rule.absent]
+    return f"CASE WHEN {_text(quoted(name), kind)} NOT IN ({', '.join(absent)}) THEN {quoted(name)} END" if absent else quoted(name)
 
 # %% ../nbs/prepare.ipynb #b1d57811
 @dataclass
@@ -120,7 +125,23 @@ def conform(
     sql = f"SELECT {', '.join(f'{e} AS {quoted(n)}' for n, e in listed.items())} FROM ({table.sql})"
     if labelled and contract.target not in absent: sql = f"SELECT * FROM ({sql}) WHERE {quoted(contract.target)} IS NOT NULL"
     said = [*_lacking(absent, contract), *found.values()]
+    said += [_other_form(name, table.forms[name], count) for name, rule in rules.items() if name in table.forms and (rule.role in ("number", "weight", "date") or (rule.role == "target" and contract.task == "regression")) and rule.form != table.forms[name]]
+    if labelled and (late := _timeless(table.con, sql, contract, absent)): said.append(late)
     return Rows(table.con, sql, count, [*(_weighed(f, contract) for f in said), *_extra(kinds, contract)])
+
+def _other_form(name: str, form: str, count: int) -> Finding:
+    "A column that is written in another way than the contract knows: 1,234 may be a thousand or one and a bit."
+    return Finding("new_type", "error", name, f"written as {form}, which schema.yaml does not say", f"set form: {form} at columns.{name} in schema.yaml where that is right, or mend the file", count)
+
+def _timeless(con: duckdb.DuckDBPyConnection, sql: str, contract: Contract, absent: list[str]) -> Finding | None:
+    "Rows without a time, which a split by time leaves out."
+    if not contract.split.time or set(contract.split.time) & set(absent): return None
+    (count, lost), = rows(con, f"SELECT count(*), count(*) - count({when(contract)}) FROM ({sql})")
+    names = ", ".join(contract.split.time)
+    if not lost: return None
+    if contract.split.by != "time": return Finding("no_time", "info", names, f"{lost:,} rows have no time, or none that there is", "nothing", lost)
+    severity = "error" if lost > 0.05 * count else "warning"
+    return Finding("no_time", severity, names, f"{lost:,} of {count:,} rows have no time, or none that there is, and are left out of a split by time", "mend the file, or split otherwise", lost)
 
 def _strange(contract: Contract, kinds: dict[str, str], typed: dict[str, str]) -> _Doubt | None:
     "Targets that are no class, or no number."
@@ -136,9 +157,10 @@ DONE = {"warn": ", taken as they are", "impute": ", taken for missing"}
 def _weighed(finding: Finding, contract: Contract) -> Finding:
     "A finding with the severity that the contract's outcomes give it. Target, group and time cannot be done without."
     outcome = contract.outcomes.model_dump().get(finding.kind, "error")
+    if finding.kind == "no_time": return finding
     needed = [contract.target, *contract.split.time, *contract.having("group")]
     if outcome == "error" or (finding.kind == "missing_column" and finding.column in needed): return finding
-    done = ", so it is all missing" if finding.kind == "missing_column" else ", taken for missing" if finding.kind == "new_type" else DONE[outcome]
+    done = ", so it is all missing" if finding.kind == "missing_column" else "" if finding.what.startswith("written") else ", taken for missing" if finding.kind == "new_type" else DONE[outcome]
     return replace(finding, severity="warning", what=finding.what + done)
 
 def _count(table: Table, doubts: list[_Doubt]) -> tuple[int, dict[_Doubt, Finding]]:
@@ -149,7 +171,7 @@ def _count(table: Table, doubts: list[_Doubt]) -> tuple[int, dict[_Doubt, Findin
 
 def _finding(table: Table, doubt: _Doubt, count: int) -> Finding:
     "What is said of rows that do not fit."
-    few = rows(table.con, f"SELECT DISTINCT {doubt.shown} AS v FROM ({table.sql}) WHERE {doubt.where} ORDER BY v LIMIT 3")
+    few = rows(table.con, f"SELECT DISTINCT {doubt.shown} AS __v FROM ({table.sql}) WHERE {doubt.where} ORDER BY 1 LIMIT 3")
     return Finding(doubt.what, "error", doubt.column, f"{count:,} values are {doubt.text}", doubt.advice, count, tuple(repr(v) for v, in few))
 
 def _lacking(absent: list[str], contract: Contract) -> list[Finding]:
@@ -168,14 +190,17 @@ def when(
     "SQL for when a row was."
     if len(contract.split.time) == 1: return quoted(contract.split.time[0])
     parts = [f"{quoted(name)}::BIGINT" for name in contract.split.time] + ["1", "1", "0", "0"][len(contract.split.time) - 1 :]
-    return f"make_timestamp({', '.join(parts[:5])}, 0)"
+    return f"try(make_timestamp({', '.join(parts[:5])}, 0))"
 
 def _group(contract: Contract) -> str:
-    "SQL for what has to stay together: the hash of the group, or of all that is learnt from."
-    names = contract.having("group") if contract.split.by == "group" else contract.learnt
-    columns = ", ".join(map(quoted, names))
-    turn = f", row_number() OVER (PARTITION BY {columns} ORDER BY __row)" if contract.split.duplicates == "apart" and contract.split.by != "group" else ""
-    return f"hash({columns}, {contract.split.seed}::BIGINT{turn})"
+    "SQL for what has to stay together: the hash of the group, where there is one, or of all that is learnt from."
+    columns, seed = ", ".join(map(quoted, contract.learnt)), f"{contract.split.seed}::BIGINT"
+    if contract.split.by == "group":
+        (name,) = map(quoted, contract.having("group"))
+        return f"CASE WHEN {name} IS NULL THEN hash({columns}, {seed}) ELSE hash({name}, {seed}) END"
+    if contract.split.duplicates == "together": return f"hash({columns}, {seed})"
+    whole = ", ".join(map(quoted, [*contract.learnt, *contract.having("identifier"), contract.target]))  # rows that are equal in these may change places
+    return f"hash({whole}, {seed}, row_number() OVER (PARTITION BY {whole}))"
 
 def _by_hash(contract: Contract) -> str:
     "SQL for a row's split by its hash."
@@ -195,25 +220,25 @@ def split(
     contract: Contract,
 ) -> str:  # SQL: the rows with `__split`, `__group` and, where there is a time, `__time`
     "Assign every row to a split."
-    turn = ", row_number() OVER () AS __row" if contract.split.duplicates == "apart" else ""
     time = f", {when(contract)} AS __time" if contract.split.time else ""
-    sql = f"SELECT *{' EXCLUDE (__row)' if turn else ''}, {_group(contract)} AS __group{time} FROM (SELECT *{turn} FROM ({fit.sql}))"
+    sql = f"SELECT *, {_group(contract)} AS __group{time} FROM ({fit.sql})"
+    if contract.split.duplicates == "apart" and contract.split.by not in ("group", "time"):  # counting turns shuffles the rows
+        sql = f"SELECT * EXCLUDE (__row) FROM (SELECT *, {_group(contract)} AS __group{time} FROM (SELECT *, row_number() OVER () AS __row FROM ({fit.sql}))) ORDER BY __row"
     if contract.split.by == "time": return f"SELECT *, {_by_time(contract)} AS __split FROM ({sql})"
-    chosen = _first_three(fit.con, sql, contract) if contract.split.by == "stratified" else {}
+    chosen = _chosen(fit.con, sql, contract) if contract.split.by == "stratified" else {}
     cases = "".join(f" WHEN {group} THEN {literal(name)}" for group, name in chosen.items())
     return f"SELECT *, {f'CASE __group{cases} ELSE {_by_hash(contract)} END' if cases else _by_hash(contract)} AS __split FROM ({sql})"
 
-def _first_three(con: duckdb.DuckDBPyConnection, sql: str, contract: Contract) -> dict[int, str]:
-    "A split for the first three distinct rows of each class, the rarest class first."
+def _chosen(con: duckdb.DuckDBPyConnection, sql: str, contract: Contract) -> dict[int, str]:
+    "A split for the three rows with the smallest hashes, of each class that would be missing in one; the rarest class first."
     name, chosen = quoted(contract.target), {}
-    counts = rows(con, f"SELECT {name}, count(*) AS n FROM ({sql}) GROUP BY 1 ORDER BY n, 1")
-    for label, _ in counts:
-        few = [group for group, in rows(con, f"SELECT __group FROM ({sql}) WHERE {name} = ? LIMIT 1000", [label])]
-        free = [group for group in dict.fromkeys(few) if group not in chosen]
-        chosen |= dict(zip(free, ("train", "test", "valid"), strict=False))
+    counts = rows(con, f"SELECT {name} AS __label, count(*) AS __n, count(DISTINCT {_by_hash(contract)}) AS __parts FROM ({sql}) GROUP BY 1 ORDER BY __n, __label")
+    for label in (label for label, _, parts in counts if parts < 3):
+        few = rows(con, f"SELECT DISTINCT __group FROM ({sql}) WHERE {name} = ? ORDER BY 1 LIMIT 100", [label])
+        chosen |= dict(zip([group for group, in few if group not in chosen], ("train", "test", "valid"), strict=False))
     return chosen
 
-# %% ../nbs/prepare.ipynb #0a57cb53
+# %% ../nbs/prepare.ipynb #ca3512f4
 def write(
     fit: Rows,  # what `conform` gives
     contract: Contract,
@@ -237,7 +262,7 @@ def _check_part(con: duckdb.DuckDBPyConnection, path: Path, part: str, contract:
     lost = [label for label, shown in zip(goal(contract).classes, goal(contract).labels, strict=True) if label not in seen]
     if lost: raise ValueError(f"split: no row of class {lost[0]!r} is in {part}; each split needs one of each class: change 'split' in schema.yaml, bring more rows, or drop the class")
 
-# %% ../nbs/prepare.ipynb #22d200f8
+# %% ../nbs/prepare.ipynb #761f22b2
 CATEGORIES = 255  # a category column keeps its most frequent values, at most so many
 RARE = 2  # training rows that a category needs at least
 TERMS = 10_000  # of a text column, at most
@@ -247,7 +272,7 @@ def blank(
     contract: Contract,
 ) -> Schema:
     "A schema that has measured nothing yet."
-    columns = tuple(Column(n, c.role, categories=c.categories if c.role == "ordered" else (), cycle=c.cycle, valid=(c.minimum, c.maximum), known=c.categories)
+    columns = tuple(Column(n, c.role, categories=c.categories if c.role == "ordered" else (), cycle=c.cycle, absent=c.absent, valid=(c.minimum, c.maximum), known=c.categories)
                     for n, c in contract.columns.items() if c.role in LEARNT)
     left = {n: c.why or c.role for n, c in contract.columns.items() if c.role not in ("target", *LEARNT)}
     return Schema(columns, goal(contract), left, outcomes=contract.outcomes.model_dump())
@@ -281,11 +306,11 @@ def _spelled(column: Column, con: duckdb.DuckDBPyConnection, sql: str, target: T
     "A category column with its categories, a text column with its terms."
     name = quoted(column.name)
     if column.type == "category":
-        most = rows(con, f"SELECT {name} AS v, count(*) AS n FROM ({sql}) WHERE v IS NOT NULL GROUP BY 1 HAVING n >= {RARE} ORDER BY n DESC, v LIMIT {CATEGORIES}")
+        most = rows(con, f"SELECT {name} AS __v, count(*) AS __n FROM ({sql}) WHERE {name} IS NOT NULL GROUP BY 1 HAVING count(*) >= {RARE} ORDER BY __n DESC, __v LIMIT {CATEGORIES}")
         return replace(column, categories=tuple(sorted(v for v, _ in most)))
     return replace(column, **_terms(con.sql(f"SELECT {name} AS text, {quoted(target.name)} AS y FROM ({sql})").df(), target)) if column.type == "text" else column
 
-# %% ../nbs/prepare.ipynb #63266754
+# %% ../nbs/prepare.ipynb #92cfceb3
 def _terms(
     frame: pd.DataFrame,  # `text` and the target `y`
     target: Target,

@@ -27,6 +27,7 @@ class Column:
     terms: tuple[str, ...] = ()  # text: words and pairs of words, those that tell most about the target first
     weights: tuple[float, ...] = ()  # text: the inverse document frequency of each term
     cycle: float | None = None  # numbers: after so much it begins anew, as hours do after 24
+    absent: tuple[float | str, ...] = ()  # values that stand for no value
     valid: tuple[float | None, float | None] = (None, None)  # numbers: what is valid, both ends included
     known: tuple[str, ...] = ()  # categories: what is valid; empty where anything is
 

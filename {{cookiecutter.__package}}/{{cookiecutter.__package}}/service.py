@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
@@ -92,9 +92,18 @@ def settled(
 
 def _settled(column: Column, value: Any, schema: Schema) -> tuple[Any, str]:
     "One value, and what there is to say of it."
+    value = _read(column, value)
     if value is not None and not _is(column, value): return None, "is no " + {"number": "number", "boolean": "true or false", "date": "date"}.get(column.type, "text")
     if not (said := misfit(column, value)): return value, ""
     return None if schema.outcome(MISFITS[column.type]) == "impute" else value, said
+
+def _read(column: Column, value: Any) -> Any:
+    "A value as a file's would be read: trimmed, None for what stands for no value, a date in UTC."
+    if isinstance(value, str) and column.type != "text": value = value.strip()
+    if value in MISSING or value in column.absent or (column.absent and str(value) in map(str, column.absent)): return None
+    if column.type != "date" or not _is(column, value): return value
+    moment = datetime.fromisoformat(value)
+    return (moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)).isoformat()
 
 def _is(column: Column, value: Any) -> bool:
     "Whether a value has the column's type."

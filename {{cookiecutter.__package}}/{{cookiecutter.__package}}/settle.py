@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANY', 'LISTED', 'SCALES', 'WEIGHTS', 'NAMES', 'GROUPS', 'CLOCK', 'CYCLES', 'BIRTH', 'NINES', 'TARGETS', 'YES',
-           'FEWEST', 'EQUAL', 'write_sample', 'Profile', 'profiles', 'find_target', 'draft', 'main']
+           'FEWEST', 'TIMED', 'EQUAL', 'write_sample', 'Profile', 'profiles', 'find_target', 'draft', 'main']
 
 # %% ../nbs/settle.ipynb #da4b9237
 import difflib
@@ -83,8 +83,14 @@ def profiles(
         asked += [f"count({n})", distinct.format(n), *ends, *text]
     said = rows(table.con, f"SELECT {', '.join(asked)} FROM ({table.sql})")[0]
     each = [said[i : i + 8] for i in range(0, len(said), 8)]
-    return {name: Profile(name, type, count, present, min(found, present), low, high, (first, last), words or 0.0, numeric or 0.0)
+    exact = {name: _distinct(table, name, kinds[name], count, present, found) for (name, (present, found, *_)) in zip(kinds, each, strict=True)}
+    return {name: Profile(name, type, count, present, exact[name], low, high, (first, last), words or 0.0, numeric or 0.0)
             for (name, type), (present, found, low, high, first, last, words, numeric) in zip(kinds.items(), each, strict=True)}
+
+def _distinct(table: Table, name: str, type: str, count: int, present: int, found: int) -> int:
+    "How many distinct values there are; of a large table counted, not estimated, where whole numbers may all be different."
+    if count > 1_000_000 and found > 0.9 * count and type in NUMBERS and type not in ("FLOAT", "DOUBLE"): ((found,),) = rows(table.con, f"SELECT count(DISTINCT {quoted(name)}) FROM ({table.sql})")
+    return min(found, present)
 
 # %% ../nbs/settle.ipynb #7b52009b
 SCALES = [  # from the least to the most
@@ -111,7 +117,7 @@ def _scale(values: list[str]) -> tuple[str, ...]:
 def _left_out(p: Profile) -> Column | None:
     "The role of a column that is not learnt from, or nothing."
     if not p.present: return Column(role="ignored", why="empty")
-    if p.distinct == 1: return Column(role="constant", why=f"the same value in every row{' that has one' if p.present < p.rows else ''}")
+    if p.distinct == 1 and p.present == p.rows: return Column(role="constant", why="the same value in every row")
     if p.is_number and re.fullmatch(WEIGHTS, p.name.lower()) and p.low >= 0: return Column(role="weight", why="how many others a row stands for, by its name")
     whole = p.is_number and p.present == p.rows == p.distinct and p.type not in ("FLOAT", "DOUBLE")
     if whole and p.high - p.low + 1 == p.rows and p.ends in ((p.low, p.high), (p.high, p.low)): return Column(role="identifier", why="counts the rows")
@@ -120,6 +126,7 @@ def _left_out(p: Profile) -> Column | None:
 
 def _text_role(p: Profile, values: list[tuple[str, int]]) -> Column:
     "The role of a text column."
+    if p.distinct == 1: return Column(role="category", categories=tuple(v for v, _ in values))  # there, or not: two values
     if p.words >= 4 and p.distinct > max(MANY, p.present / 20): return Column(role="text")
     if p.distinct > max(MANY, 0.9 * p.present): return Column(role="identifier", why=f"{p.distinct:,} distinct values in {p.present:,} rows")
     if re.fullmatch(GROUPS, p.name.lower()) and MANY < p.distinct: return Column(role="group", why="names what several rows belong to, by its name")
@@ -200,11 +207,12 @@ def _positive(name: str, labels: dict[str, int], positive: str, typed: bool) -> 
     return yes[0] if len(yes) == 1 else list(labels)[1] if typed else min(reversed(labels), key=labels.get)
 
 # %% ../nbs/settle.ipynb #887309d0
+TIMED = 0.95  # share of rows that have a time, at least; the others are left out
 EQUAL = 0.5  # share of distinct rows under which equal rows are ordinary, and may lie in different splits
 
 def _times(columns: Mapping[str, Column], seen: Mapping[str, Profile]) -> tuple[str, ...]:
     "The column that says when a row was, or the columns, or none."
-    dates = [n for n, c in columns.items() if c.role == "date" and seen[n].present == seen[n].rows and not re.fullmatch(BIRTH, n)]
+    dates = [n for n, c in columns.items() if c.role == "date" and seen[n].present >= TIMED * seen[n].rows and not re.fullmatch(BIRTH, n)]
     sorted_by = [n for n in dates if seen[n].ends == (seen[n].low, seen[n].high)]
     if dates: return (sorted_by or dates)[:1]
     found = []
@@ -250,12 +258,19 @@ def draft(
     labels = _labels(table, seen[name]) if task == "classification" else {}
     positive = _positive(name, labels, positive, typed=not seen[name].is_text)
     columns = {**_columns(table, seen, name), name: Column(role="target", categories=tuple(labels))}
-    columns = {n: columns[n] for n in table.names}
+    columns = _one_group({n: columns[n] for n in table.names}, seen)
+    columns = {n: c.model_copy(update={"form": table.forms[n]}) if n in table.forms and (c.role in ("number", "date") or (n == name and task == "regression")) else c for n, c in columns.items()}
     if not any(c.role in LEARNT for c in columns.values()):
         left = "; ".join(f"{n} ({c.role}{': ' + c.why if c.why else ''})" for n, c in columns.items() if c.role != "target")
         raise ValueError(f"table: no column to learn from; left out: {left}; turn them into categories or numbers first")
     contract = Contract(target=name, task=task, positive=positive, columns=columns)
     return contract.model_copy(update={"split": _split(table, contract, _times(columns, seen))})
+
+def _one_group(columns: dict[str, Column], seen: Mapping[str, Profile]) -> dict[str, Column]:
+    "The columns, but of several groups only the one with the most members stays one: rows are split by one of them."
+    found = sorted((n for n, c in columns.items() if c.role == "group"), key=lambda n: seen[n].distinct)
+    other = {n: Column(role="identifier", why=f"names what several rows belong to, but rows are split by {found[-1]}") for n in found[:-1]}
+    return columns | other
 
 def _columns(table: Table, seen: Mapping[str, Profile], target: str) -> dict[str, Column]:
     "Every column's role, but the target's."

@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .schema import MISSING
-from .values import NUMBER, Reading, literal, markers, quoted, readings, rows, value
+from .values import FORMS, NUMBER, Reading, literal, markers, quoted, readings, rows, value
 
 # %% ../nbs/tables.ipynb #ac3478d6
 CSV, PARQUET, JSON, EXCEL = (".csv", ".tsv", ".txt"), (".parquet", ".pq"), (".jsonl", ".ndjson", ".json"), (".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")
@@ -358,6 +358,7 @@ class Table:
     names: list[str]
     files: list[Path]
     notes: list[str] = field(default_factory=list)
+    forms: dict[str, str] = field(default_factory=dict)  # columns whose text was written in a form of its own, such as decimal commas
 
     def frame(self) -> pd.DataFrame:
         "All rows in memory; a whole number that misses values is a float."
@@ -399,27 +400,28 @@ def connected() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
 @contextmanager
 def opened(
     path: str | Path,  # a file, a folder or a pattern
+    text: Collection[str] = (),  # columns that stay text, whatever they look like
 ) -> Iterator[Table]:
     "A table, for as long as it is needed. Raises ValueError, in one line that names the file, where it cannot be read; also while it is read."
     problem = ""
     with ExitStack() as stack:
-        try: table = stack.enter_context(_opened(path))
+        try: table = stack.enter_context(_opened(path, text))
         except ValueError as error: problem = str(error)
         if problem: raise ValueError(problem)  # anew: the first one's traceback keeps the engine alive, which complains of that when Python ends
         yield table
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Table]:
+def _opened(path: str | Path, text: Collection[str]) -> Iterator[Table]:
     "A table, read once into a typed file of its own."
     files = find(path)
     with connected() as (con, work):
         parts = _parts(con, files, work)
         try:
-            columns = _as_they_are(con, _union(parts, {})) if all(part.typed for part in parts) else _understood(con, parts)
+            columns = _as_they_are(con, _union(parts, {})) if all(part.typed for part in parts) else _understood(con, parts, text)
             target = work / "table.parquet"
             try: count = _store_typed(con, parts, columns, target)
             except duckdb.ConversionException:  # a number was none, far down
-                columns = _understood(con, parts, trusting=False)
+                columns = _understood(con, parts, text, trusting=False)
                 count = _store_typed(con, parts, columns, target)
             if not count: raise ValueError("a header but no rows")
             sql = f"SELECT {', '.join(_whole(con, target))} FROM read_parquet({literal(target)})"
@@ -427,7 +429,7 @@ def _opened(path: str | Path) -> Iterator[Table]:
             if not all(part.typed for part in parts): notes += markers(con, _union(parts, {}), _gaps(con, sql, parts[0].names))
         except ValueError as error: raise ValueError(f"{path if len(files) > 1 else files[0]}: {error}") from error
         except duckdb.Error as error: raise ValueError(_why(_guilty(files, work, error), error)) from error
-        yield Table(con, sql, parts[0].names, files, notes)
+        yield Table(con, sql, parts[0].names, files, notes, {c.name: c.note for c in columns if c.note in FORMS})
 
 # %% ../nbs/tables.ipynb #fb644351
 def _gaps(con: duckdb.DuckDBPyConnection, sql: str, names: list[str]) -> list[str]:
@@ -435,9 +437,9 @@ def _gaps(con: duckdb.DuckDBPyConnection, sql: str, names: list[str]) -> list[st
     counts = rows(con, f"SELECT {', '.join(f'count(*) - count({quoted(n)})' for n in names)} FROM ({sql})")[0]
     return [name for name, count in zip(names, counts, strict=True) if count]
 
-def _understood(con: duckdb.DuckDBPyConnection, parts: list[Part], trusting: bool = True) -> list[Reading]:
+def _understood(con: duckdb.DuckDBPyConnection, parts: list[Part], text: Collection[str], trusting: bool = True) -> list[Reading]:
     "How each column's text becomes values. A CSV reads numbers and times by itself, and stops where there is none: they need no check before."
-    return readings(con, _union(parts, {}), parts[0].names, trusting and all(part.as_types for part in parts))
+    return readings(con, _union(parts, {}), parts[0].names, trusting and all(part.as_types for part in parts), text)
 
 def _store_typed(con: duckdb.DuckDBPyConnection, parts: list[Part], columns: list[Reading], target: Path) -> int:
     "Write all rows with their types; how many there are."

@@ -75,7 +75,7 @@ class Run:
         self,
         metrics: Mapping[str, Any],  # numbers, nested or not
     ) -> None:
-        "Write `metrics.json`, hand metrics and plots to W&B, end the run."
+        "Write `metrics.json`, hand metrics, plots and pages to W&B, end the run."
         import wandb
 
         write_json(self.out / "metrics.json", metrics)
@@ -83,6 +83,8 @@ class Run:
         self.wandb.summary.update(dict(metrics))
         plots = sorted((self.out / "plots").glob("*.png"))
         if plots: self.wandb.log({f"plots/{p.stem}": wandb.Image(str(p)) for p in plots})
+        pages = sorted(self.out.glob("*.html"))
+        if pages: self.wandb.log({f"pages/{p.stem}": wandb.Html(p.read_text(encoding="utf-8"), inject=False) for p in pages})
         note(self.out, device=_device())
         self.wandb.finish()
 
