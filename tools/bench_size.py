@@ -38,7 +38,7 @@ def lap(name):
     global began
     said[name], began = time.monotonic() - began, time.monotonic()
 rules = contract.read(rules)
-with tempfile.TemporaryDirectory() as out, tables.opened(path) as table:
+with tempfile.TemporaryDirectory() as out, tables.opened(path, rules.as_text) as table:
     lap("read")
     rows = prepare.conform(table, rules)
     lap("hold against the contract")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+import duckdb
 import pandas as pd
 
 from .contract import LEARNT, Column, Contract, Split, dump
@@ -330,6 +331,6 @@ def main(
         part = path.with_name(f".{path.name}.part")
         part.write_text(dump(contract), encoding="utf-8")
         part.replace(path)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, duckdb.Error) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
     print(*lines, sep="\n")
