@@ -18,7 +18,7 @@ from .schema import MISSING, Column, Schema
 
 # %% ../nbs/features.ipynb #ac3478d6
 def own(
-    columns: Mapping[str, Sequence],  # name -> one value a row: text, numbers, booleans, dates as text such as 2024-12-31
+    columns: Mapping[str, Sequence],  # name -> one value a row: text, numbers, booleans, dates as text such as 2024-12-31T00:00:00, in UTC
 ) -> dict[str, Sequence]:  # name -> one number a row
     "Features of your own making."
     # For example: return {"rooms per person": ratio(columns["rooms"], columns["persons"])}

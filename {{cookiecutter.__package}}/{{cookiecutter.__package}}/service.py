@@ -99,7 +99,7 @@ def _settled(column: Column, value: Any, schema: Schema) -> tuple[Any, str]:
 
 def _read(column: Column, value: Any) -> Any:
     "A value as a file's would be read: trimmed, None for what stands for no value, a date in UTC."
-    if isinstance(value, str) and column.type != "text": value = value.strip()
+    if isinstance(value, str): value = value.strip()
     if value in MISSING or value in column.absent or (column.absent and str(value) in map(str, column.absent)): return None
     if column.type != "date" or not _is(column, value): return value
     moment = datetime.fromisoformat(value)
