@@ -25,7 +25,7 @@ $(CURDIR)/.tools/bin/uv:
 demo: $(UV) ## generate a project on real data, run it, serve it, ask it
 	@$(UV) run --quiet python tools/demo.py
 
-test: $(UV) ## all tests, three quarters of an hour
+test: $(UV) ## all tests, an hour
 	@$(PYTEST) tests
 
 torture: $(UV) ## batches under 100 kills at random moments with each engine; a quarter of an hour
