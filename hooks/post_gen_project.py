@@ -204,6 +204,7 @@ def start_dvc() -> str:
     tracked = Path("data/raw.dvc")
     if "\ndesc:" not in tracked.read_text():  # DVC keeps it when the data change
         tracked.write_text(tracked.read_text() + f"desc: {json.dumps('from ' + origin())}\n")
+        run(*dvc, "add", "--quiet", "data/raw")  # in DVC's own spelling, so that the next time changes nothing
     said = f"storage {ANSWERS['remote']}, data/raw tracked"
     return said if Path(".git").exists() else said + "\nwithout git; once there is some: uv run dvc config core.no_scm false"
 

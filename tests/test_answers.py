@@ -145,7 +145,7 @@ def test_a_url(tmp_path: Path, shared_environment: None) -> None:
         server.shutdown()
     assert done.code == 0, done.err
     assert "target 'left' (inferred), task classification (inferred)" in done.out
-    assert f'desc: "from http://127.0.0.1:{server.server_port}/shop.csv"' in (tmp_path / "shop/data/raw.dvc").read_text()
+    assert f"desc: from http://127.0.0.1:{server.server_port}/shop.csv\n" in (tmp_path / "shop/data/raw.dvc").read_text()
     assert (tmp_path / "shop/data/raw/shop.csv").read_bytes() == (tmp_path / "www/shop.csv").read_bytes()
 
 
