@@ -92,6 +92,19 @@ class Outcomes(Strict):
     unseen_category: Outcome = "warn"
 
 # %% ../nbs/contract.ipynb #0ade7c2c
+def _check_time(contract: "Contract") -> None:
+    "Raise ValueError where the time of a split cannot be one."
+    time, wanted = contract.split.time, "date" if len(contract.split.time) == 1 else "number"
+    if wrong := next((n for n in time if contract.columns[n].role != wanted), None): raise ValueError(f"split.time: {wrong!r} has the role {contract.columns[wrong].role}, not {wanted}")
+
+def _check_classes(contract: "Contract") -> None:
+    "Raise ValueError where the target's classes do not fit the rest."
+    labels = contract.columns[contract.target].categories
+    if contract.task == "regression" and contract.positive is not None: raise ValueError("positive: a regression has no classes; remove it")
+    if contract.task == "classification" and len(labels) < 2: raise ValueError(f"columns.{contract.target}: a classification needs its classes, as categories: [no, yes]")
+    if contract.positive is not None and (len(labels) != 2 or contract.positive not in labels): raise ValueError(f"positive: {contract.positive!r} is not one of two classes; there are {', '.join(labels[:5])}")
+
+# %% ../nbs/contract.ipynb #17ba0791
 class Contract(Strict):
     "What a table is: its target, its columns, how it is split and what is done with misfits."
     target: str
@@ -120,23 +133,11 @@ class Contract(Strict):
         if not self.learnt: raise ValueError("columns: none to learn from")
         if self.split.by == "group" and len(self.having("group")) != 1:
             raise ValueError(f"split.by: group needs a column with the role group, and one alone; there are {len(self.having('group'))}")
-        self._check_time()
-        self._check_classes()
+        _check_time(self)
+        _check_classes(self)
         if bad := next((n for n, c in self.columns.items() if c.role == "ordered" and len(c.categories) < 2), None):
             raise ValueError(f"columns.{bad}: an ordered column needs its categories, from the least to the most")
         return self
-
-    def _check_time(self) -> None:
-        "Raise ValueError where the time of a split cannot be one."
-        time, wanted = self.split.time, "date" if len(self.split.time) == 1 else "number"
-        if wrong := next((n for n in time if self.columns[n].role != wanted), None): raise ValueError(f"split.time: {wrong!r} has the role {self.columns[wrong].role}, not {wanted}")
-
-    def _check_classes(self) -> None:
-        "Raise ValueError where the target's classes do not fit the rest."
-        labels = self.columns[self.target].categories
-        if self.task == "regression" and self.positive is not None: raise ValueError("positive: a regression has no classes; remove it")
-        if self.task == "classification" and len(labels) < 2: raise ValueError(f"columns.{self.target}: a classification needs its classes, as categories: [no, yes]")
-        if self.positive is not None and (len(labels) != 2 or self.positive not in labels): raise ValueError(f"positive: {self.positive!r} is not one of two classes; there are {', '.join(labels[:5])}")
 
     @property
     def as_text(self) -> list[str]:
@@ -161,7 +162,7 @@ def _near(name: str, names: Iterable[str]) -> list[str]:
     "Names that may have been meant."
     return difflib.get_close_matches(name, list(names), n=3, cutoff=0.5) or list(names)[:8]
 
-# %% ../nbs/contract.ipynb #bd307a3e
+# %% ../nbs/contract.ipynb #f1abd670
 HEAD = """\
 # What a valid row is. Made from the table when the project was; yours to change: `prepare`, `predict` and the service obey it.
 # Roles: number, category, ordered (categories from the least to the most), boolean, date, text are learnt from;
@@ -216,7 +217,7 @@ def _flow(value: Any) -> Any:
     made.fa.set_flow_style()
     return made
 
-# %% ../nbs/contract.ipynb #0716d970
+# %% ../nbs/contract.ipynb #b3f0c7f6
 def read(
     path: str | Path,  # schema.yaml
 ) -> Contract:
@@ -269,7 +270,7 @@ def _explain(path: str | Path, raw: Any, error: Mapping[str, Any]) -> str:
         message = f"{error['input']!r} is not one of {', '.join(allowed)}" + (f"; did you mean {near[0]!r}?" if near else "")
     return f"{path}, line {line}: {name + ': ' if name else ''}{message}"
 
-# %% ../nbs/contract.ipynb #472b07b9
+# %% ../nbs/contract.ipynb #d435a6cd
 @dataclass(frozen=True)
 class Finding:
     "One thing that a check has found."
@@ -290,7 +291,7 @@ class Finding:
         shown = f" (for example {', '.join(self.examples)})" if self.examples else ""
         return f"{self.severity}: {self.column + ': ' if self.column else ''}{self.what}{shown}; {self.advice}"
 
-# %% ../nbs/contract.ipynb #4d134bc0
+# %% ../nbs/contract.ipynb #887309d0
 FITTING = ("missing_column", "new_type", "out_of_range", "unseen_category", "target")  # what the outcomes settle, not `accept`
 
 def unaccepted(

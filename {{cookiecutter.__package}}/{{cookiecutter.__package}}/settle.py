@@ -8,7 +8,6 @@ __all__ = ['MANY', 'LISTED', 'SCALES', 'WEIGHTS', 'NAMES', 'GROUPS', 'CLOCK', 'C
 
 # %% ../nbs/settle.ipynb #da4b9237
 import difflib
-import math
 import re
 import sys
 from collections.abc import Mapping
