@@ -47,7 +47,7 @@ def test_by_papermill(project: Path, march: Path) -> None:
 
 
 def test_a_cluster_says_the_same(project: Path, march: Path) -> None:
-    """Dask's answers are those of this process to the last byte, also when a worker is killed on the way."""
+    """Dask's answers are those of this process to the last byte; a worker that is seen at work is killed on the way."""
     before = {p.pid for p in psutil.process_iter()}
     command = ["uv", "run", "--no-sync", "churn", "run", "predict", "-p", f"data={march}", "-p", "engine=dask", "-p", "chunk=500", "-p", "out=build/dask"]
     process = subprocess.Popen(command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
