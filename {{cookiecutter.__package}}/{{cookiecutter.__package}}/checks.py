@@ -11,6 +11,7 @@ __all__ = ['EXACT', 'SAMPLE', 'FAR', 'HASHES', 'LIMITS', 'RANKS', 'ENOUGH', 'KNO
 # %% ../nbs/checks.ipynb #da4b9237
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -414,14 +415,19 @@ def _reason(look: Sampled, name: str, found: Power) -> str:
 # %% ../nbs/checks.ipynb #6c1e671f
 KNOWN = "if it is known only with or after the target, role: ignored; if before, accept it"
 
+def _may_know(look: Sampled, name: str) -> bool:
+    "Whether a column can be asked: it has two values, is not what the split goes by, and not text that hardly comes twice."
+    if look.stats[name].distinct + (look.stats[name].missing > 0) < 2 or (look.timed and name in look.contract.split.time): return False
+    return look.contract.columns[name].role != "text" or look.codes[name].max() + 1 <= len(look.frame) / 2
+
 def leaks(look: Sampled) -> Iterator[Finding]:
     "Learnt columns that predict the target almost perfectly."
     if len(look.frame) < 12 or len(np.unique(look.y)) < 2: return
     suspicious, certain = LIMITS[_metric(look)]
-    for name in look.contract.learnt:
-        if look.stats[name].distinct + (look.stats[name].missing > 0) < 2 or (look.timed and name in look.contract.split.time): continue
-        if look.contract.columns[name].role == "text" and look.codes[name].max() + 1 > len(look.frame) / 2: continue
-        found = _judged(look, name)
+    names = [name for name in look.contract.learnt if _may_know(look, name)]
+    _ = look.folds  # made once, before threads ask for them
+    with ThreadPoolExecutor(2) as pool: judged = list(pool.map(lambda name: _judged(look, name), names))  # trees are made without Python's lock
+    for name, found in zip(names, judged, strict=True):
         sure = found.score >= certain or abs(found.ranks) >= RANKS
         if not sure and found.score < suspicious: continue
         few = found.rows < ENOUGH or (look.classifies and np.bincount(look.y).min() < 8)

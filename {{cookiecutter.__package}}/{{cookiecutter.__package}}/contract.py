@@ -140,11 +140,11 @@ class Contract(Strict):
         return self
 
     @property
-    def as_text(self) -> list[str]:
-        "Columns that are read as text, whatever they look like: what a category is called is not for its neighbours to decide."
-        labels = self.columns[self.target].categories
-        words = [self.target] if self.task == "classification" and not all(re.fullmatch(r"-?(0|[1-9]\d*)|true|false", label) for label in labels) else []
-        return [*self.having("category", "ordered", "text", "identifier", "group"), *words, *(n for n, c in self.columns.items() if c.form)]
+    def reads(self) -> dict[str, str]:
+        "What a table's reader need not find out: columns that are numbers, true or false, or text, whatever that looks like: what a category is called is not for its neighbours to decide."
+        found = {"number": "DOUBLE", "weight": "DOUBLE", "boolean": "BOOLEAN"} | dict.fromkeys(("category", "ordered", "text", "identifier", "group"), "VARCHAR")
+        known = {n: "VARCHAR" if c.form else found[c.role] for n, c in self.columns.items() if c.form or c.role in found}
+        return known if self.target in known else {**known, self.target: _kind(self.columns[self.target].categories)}
 
     def having(
         self,
@@ -157,6 +157,11 @@ class Contract(Strict):
     def learnt(self) -> list[str]:
         "The columns to learn from."
         return self.having(*LEARNT)
+
+def _kind(labels: tuple[str, ...]) -> str:
+    "As what a target is read: a regression's has no labels."
+    if labels and set(labels) <= {"true", "false"}: return "BOOLEAN"
+    return "DOUBLE" if all(re.fullmatch(r"-?(0|[1-9]\d{0,14})", label) for label in labels) else "VARCHAR"
 
 def _near(name: str, names: Iterable[str]) -> list[str]:
     "Names that may have been meant."

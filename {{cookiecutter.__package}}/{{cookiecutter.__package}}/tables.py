@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CSV', 'PARQUET', 'JSON', 'EXCEL', 'PACKED', 'KINDS', 'MARKS', 'LONGEST', 'HEAD', 'DELIMITERS', 'LEADING', 'CAST',
-           'INDEX', 'READERS', 'kind', 'find', 'Survey', 'encoding', 'Dialect', 'dialect', 'check_names', 'Part',
-           'plain_columns', 'store', 'Table', 'connected', 'opened', 'read']
+           'INDEX', 'READERS', 'STORED', 'kind', 'find', 'Survey', 'encoding', 'Dialect', 'dialect', 'check_names',
+           'Part', 'plain_columns', 'store', 'Table', 'connected', 'opened', 'read']
 
 # %% ../nbs/tables.ipynb #da4b9237
 import bz2
@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .schema import MISSING
-from .values import FORMS, NUMBER, Reading, literal, markers, quoted, readings, rows, value
+from .values import FORMS, NUMBER, Reading, literal, markers, padded, quoted, readings, rows, value
 
 # %% ../nbs/tables.ipynb #ac3478d6
 CSV, PARQUET, JSON, EXCEL = (".csv", ".tsv", ".txt"), (".parquet", ".pq"), (".jsonl", ".ndjson", ".json"), (".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")
@@ -244,7 +244,7 @@ class Part:
     names: list[str]
     typed: bool = True  # False: every column is text, whose types are to be found
     notes: tuple[str, ...] = ()  # what was assumed
-    as_types: Callable[[dict[str, str]], str] | None = None  # a CSV: the same SQL, but some columns not as text
+    as_types: Callable[[dict[str, str], Sequence[str]], str] | None = None  # a CSV: the same SQL, but some columns not as text, and some markers missing values
 
 # %% ../nbs/tables.ipynb #0a57cb53
 def _linked(path: Path, work: Path) -> Path:
@@ -265,13 +265,13 @@ def _csv(con: duckdb.DuckDBPyConnection, path: Path, work: Path) -> Part:
     check_names(path, names)
     notes = (*([] if how.startswith("utf-8") else [f"{path.name} is read as {how}"]), *([f"{path.name}: lines before the header are skipped: {written.skip}"] if written.skip else []))
 
-    def sql(types: dict[str, str]) -> str:
+    def sql(types: dict[str, str], missing: Sequence[str]) -> str:
         columns = ", ".join(f"{literal(name)}: '{types.get(name, 'VARCHAR')}'" for name in names)
-        nothing = f", nullstr=[{', '.join(map(literal, MISSING))}], allow_quoted_nulls=true" if types else ""
+        nothing = f", nullstr=[{', '.join(map(literal, missing))}], allow_quoted_nulls=true" if types else ""
         return (f"SELECT * FROM read_csv({literal(plain)}, auto_detect=false, header=true, columns=" + "{" + columns + "}" + f", delim={literal(written.delimiter)},"
                 f" quote={literal(written.quote)}, escape={literal(written.escape)}, skip={written.skip}, max_line_size={LONGEST}, strict_mode=true{nothing})")
 
-    return Part(sql({}), names, False, notes, sql)
+    return Part(sql({}, ()), names, False, notes, sql)
 
 # %% ../nbs/tables.ipynb #22d200f8
 CAST = {"JSON": "{0} ->> '$'", "NULL": "{0}::VARCHAR", "DECIMAL": "{0}::DOUBLE", "TIMESTAMP WITH TIME ZONE": "{0} AT TIME ZONE 'UTC'", "INTERVAL": "epoch({0})"} | dict.fromkeys(
@@ -380,82 +380,105 @@ def _parts(con: duckdb.DuckDBPyConnection, files: list[Path], work: Path) -> lis
             raise ValueError(f"{path}: {', '.join(odd[:3])} than {files[0].name} has; give all files of a table the same columns")
     return parts
 
-def _union(parts: list[Part], types: dict[str, str]) -> str:
+def _union(parts: list[Part], types: dict[str, str] | None = None, missing: Sequence[str] = MISSING) -> str:
     "SQL for all files together: as text where one of them is, but for the columns that a CSV reads with a type."
     as_text = not all(part.typed for part in parts)
     listed = lambda part: ", ".join(f"{quoted(n)}{'::VARCHAR' if part.typed and as_text else ''} AS {quoted(n)}" for n in parts[0].names)
-    return " UNION ALL ".join(f"SELECT {listed(part)} FROM ({part.as_types(types) if part.as_types else part.sql})" for part in parts)
+    return " UNION ALL ".join(f"SELECT {listed(part)} FROM ({part.as_types(types, missing) if types else part.sql})" for part in parts)
 
 # %% ../nbs/tables.ipynb #0286dd55
 @contextmanager
 def connected() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
     "DuckDB in memory, which loads nothing from anywhere, and a temporary folder."
-    with tempfile.TemporaryDirectory() as work:
-        con = duckdb.connect(config={"autoinstall_known_extensions": "false", "temp_directory": work})
+    with tempfile.TemporaryDirectory() as folder:
+        (work := Path(folder, "files")).mkdir()
+        con = duckdb.connect(Path(folder, "duckdb"), config={"autoinstall_known_extensions": "false", "temp_directory": f"{folder}/spilled"})
         con.execute("SET TimeZone = 'UTC'; SET disabled_optimizers = 'in_clause'")  # that optimizer takes a minute for 400 columns
         with suppress(duckdb.Error): con.execute("PRAGMA disable_progress_bar")  # Jupyter without ipywidgets has none, and says so
-        try: yield con, Path(work)
+        try: yield con, work
         finally: con.close()
 
 @contextmanager
 def opened(
     path: str | Path,  # a file, a folder or a pattern
-    text: Collection[str] = (),  # columns that stay text, whatever they look like
+    known: Mapping[str, str] | None = None,  # what some columns hold, as a contract has it: "VARCHAR", whatever it looks like, "DOUBLE" or "BOOLEAN"
 ) -> Iterator[Table]:
     "A table, for as long as it is needed. Raises ValueError, in one line that names the file, where it cannot be read; also while it is read."
     problem = ""
     with ExitStack() as stack:
-        try: table = stack.enter_context(_opened(path, text))
+        try: table = stack.enter_context(_opened(path, known or {}))
         except ValueError as error: problem = str(error)
         if problem: raise ValueError(problem)  # anew: the first one's traceback keeps the engine alive, which complains of that when Python ends
         yield table
 
 @contextmanager
-def _opened(path: str | Path, text: Collection[str]) -> Iterator[Table]:
-    "A table, read once into a typed file of its own."
+def _opened(path: str | Path, known: Mapping[str, str]) -> Iterator[Table]:
+    "A table, read once into a typed table of the engine's."
     files = find(path)
     with connected() as (con, work):
         parts = _parts(con, files, work)
         try:
-            columns = _as_they_are(con, _union(parts, {})) if all(part.typed for part in parts) else _understood(con, parts, text)
-            target = work / "table.parquet"
-            try: count = _store_typed(con, parts, columns, target)
-            except duckdb.ConversionException:  # a number was none, far down
-                columns = _understood(con, parts, text, trusting=False)
-                count = _store_typed(con, parts, columns, target)
+            columns, count = _stored(con, parts, known)
             if not count: raise ValueError("a header but no rows")
-            sql = f"SELECT {', '.join(_whole(con, target))} FROM read_parquet({literal(target)})"
+            sql = f"SELECT {', '.join(_tidied(con, known))} FROM {STORED}"
             notes = [note for part in parts for note in part.notes] + [f"{c.name}: {c.note}" for c in columns if c.note]
-            if not all(part.typed for part in parts): notes += markers(con, _union(parts, {}), _gaps(con, sql, parts[0].names))
+            if not all(part.typed for part in parts): notes += markers(con, _union(parts), _gaps(con, sql, [name for name in parts[0].names if name not in known]))
         except ValueError as error: raise ValueError(f"{path if len(files) > 1 else files[0]}: {error}") from error
         except duckdb.Error as error: raise ValueError(_why(_guilty(files, work, error), error)) from error
         yield Table(con, sql, parts[0].names, files, notes, {c.name: c.note for c in columns if c.note in FORMS})
 
 # %% ../nbs/tables.ipynb #fb644351
+STORED = "__stored"  # the table, typed
+
 def _gaps(con: duckdb.DuckDBPyConnection, sql: str, names: list[str]) -> list[str]:
     "The columns that miss values."
+    if not names: return []
     counts = rows(con, f"SELECT {', '.join(f'count(*) - count({quoted(n)})' for n in names)} FROM ({sql})")[0]
     return [name for name, count in zip(names, counts, strict=True) if count]
 
-def _understood(con: duckdb.DuckDBPyConnection, parts: list[Part], text: Collection[str], trusting: bool = True) -> list[Reading]:
+def _understood(con: duckdb.DuckDBPyConnection, parts: list[Part], known: Mapping[str, str], trusting: bool) -> list[Reading]:
     "How each column's text becomes values. A CSV reads numbers and times by itself, and stops where there is none: they need no check before."
-    return readings(con, _union(parts, {}), parts[0].names, trusting and all(part.as_types for part in parts), text)
+    names, csvs = parts[0].names, all(part.as_types for part in parts)
+    told = {name: Reading(name, value(name), type=known[name]) for name in names if name in known} if csvs and trusting else {}
+    text = [name for name, kind in known.items() if kind == "VARCHAR"]
+    found = {reading.name: reading for reading in readings(con, _union(parts), [n for n in names if n not in told], trusting and csvs, text)}
+    return [(told | found)[name] for name in names]
 
-def _store_typed(con: duckdb.DuckDBPyConnection, parts: list[Part], columns: list[Reading], target: Path) -> int:
-    "Write all rows with their types; how many there are."
-    types = {c.name: c.type for c in columns if c.type} if all(part.as_types for part in parts) else {}
-    read = {"DOUBLE": "CASE WHEN isfinite({0}) THEN {0} END", "TIMESTAMP": "{0}", "VARCHAR": "{0}"}
-    listed = ", ".join(f"{read[types[c.name]].format(quoted(c.name)) if c.name in types else c.sql} AS {quoted(c.name)}" for c in columns)
-    return store(con, f"SELECT {listed} FROM ({_union(parts, types)})", target, {})
+def _stored(con: duckdb.DuckDBPyConnection, parts: list[Part], known: Mapping[str, str]) -> tuple[list[Reading], int]:
+    "Store all rows with their types, in the quickest way that goes; how they were read, and how many there are."
+    def keep(columns: list[Reading], missing: Sequence[str] = MISSING) -> tuple[list[Reading], int]:
+        types = {c.name: c.type for c in columns if c.type} if all(part.as_types for part in parts) else {}
+        listed = ", ".join(f"{quoted(c.name) if c.name in types else c.sql} AS {quoted(c.name)}" for c in columns)
+        (count,), = rows(con, f"CREATE OR REPLACE TABLE {STORED} AS SELECT {listed} FROM ({_union(parts, types, missing)})")
+        return columns, count
 
-def _whole(con: duckdb.DuckDBPyConnection, table: Path) -> list[str]:
-    "SQL for each column of a typed file: numbers that are whole, all of them, become integers."
-    source = f"SELECT * FROM read_parquet({literal(table)})"
-    kinds = _types(con, source)
-    doubles = [name for name, kind in kinds if kind == "DOUBLE"]
-    asked = ", ".join(f"coalesce(bool_and({quoted(n)} = floor({quoted(n)}) AND abs({quoted(n)}) < 1e15), false)" for n in doubles) or "true"
-    whole = dict(zip(doubles, rows(con, f"SELECT {asked} FROM ({source})")[0], strict=False))
-    return [f"{quoted(name)}::BIGINT AS {quoted(name)}" if whole.get(name) else quoted(name) for name, _ in kinds]
+    if all(part.typed for part in parts): return keep(_as_they_are(con, _union(parts)))
+    trusted = _understood(con, parts, known, True)
+    for missing in (MISSING[:1], MISSING) if known else (MISSING,):  # each marker that a CSV's reader has to know costs time
+        with suppress(duckdb.ConversionException): return keep(trusted, missing)
+    return keep(_understood(con, parts, known, False))  # a number was none, far down
+
+# %% ../nbs/tables.ipynb #827bfc45
+def _tidied(con: duckdb.DuckDBPyConnection, known: Mapping[str, str]) -> list[str]:
+    "SQL for each column of the stored table, as it should be."
+    kinds = dict(_types(con, f"SELECT * FROM {STORED}"))
+    asked = {name: _untidy(name, kind)[: 1 if name in known else 2] for name, kind in kinds.items()}
+    said = iter(rows(con, f"SELECT {', '.join(question for each in asked.values() for question in each) or 'true'} FROM {STORED}")[0])
+    found = {name: [bool(next(said)) for _ in each] for name, each in asked.items()}
+    return [f"{_tidy(name, kind, *found[name])} AS {quoted(name)}" for name, kind in kinds.items()]
+
+def _untidy(name: str, kind: str) -> list[str]:
+    "What to ask of a stored column, in SQL: whether something has to be put right, and whether its numbers are whole."
+    q = quoted(name)
+    marked = f"list_position([{', '.join(map(literal, MISSING))}], {q}) > 0"  # asked once for each value of a dictionary, as IN is not
+    if kind == "VARCHAR": return [f"count_if({padded(name)} OR {marked})"]
+    return [f"count_if(NOT isfinite({q}))", f"bool_and({q} = floor({q}) AND abs({q}) < 1e15) FILTER (isfinite({q}))"] if kind == "DOUBLE" else []
+
+def _tidy(name: str, kind: str, wrong: bool = False, whole: bool = False) -> str:
+    "SQL for a stored column, by what was said of it."
+    if kind == "VARCHAR": return value(name) if wrong else quoted(name)
+    q = f"CASE WHEN isfinite({quoted(name)}) THEN {quoted(name)} END" if wrong else quoted(name)
+    return f"({q})::BIGINT" if whole else q
 
 def _guilty(files: list[Path], work: Path, error: duckdb.Error) -> Path:
     "The file that an error is about: it names a link to it."
@@ -467,7 +490,7 @@ def _as_they_are(con: duckdb.DuckDBPyConnection, sql: str) -> list[Reading]:
     read = {"VARCHAR": value, "DOUBLE": lambda n: finite.format(quoted(n)), "FLOAT": lambda n: finite.format(quoted(n))}
     return [Reading(name, read.get(kind, quoted)(name)) for name, kind in _types(con, sql)]
 
-# %% ../nbs/tables.ipynb #c5b76da3
+# %% ../nbs/tables.ipynb #8effee40
 def read(
     path: str | Path,  # a file, a folder or a pattern
 ) -> pd.DataFrame:
