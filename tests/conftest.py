@@ -4,12 +4,17 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 
 TEMPLATE = Path(__file__).parents[1]
@@ -119,3 +124,32 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def shared_environment(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Projects that are only generated share one virtual environment, so that each takes seconds."""
     monkeypatch.setenv("UV_PROJECT_ENVIRONMENT", str(shared_folder))
+
+
+@contextmanager
+def serve(bentoml: Path, cwd: Path, *arguments: str, **env: str) -> Iterator[tuple[httpx.Client, psutil.Process, float]]:
+    """A service: a client, its process, the seconds until it was ready."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [str(bentoml), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    began = time.monotonic()
+    with (cwd.parent / f"{cwd.name}.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=cwd, env=environment(**env), stdout=log, stderr=log, start_new_session=True)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            while not ready(client):
+                assert server.poll() is None and time.monotonic() - began < 60, (cwd.parent / f"{cwd.name}.log").read_text()
+                time.sleep(0.05)
+            yield client, psutil.Process(server.pid), time.monotonic() - began
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def ready(client: httpx.Client) -> bool:
+    """Whether the service says that it is ready."""
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False

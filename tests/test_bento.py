@@ -4,19 +4,12 @@ import csv
 import math
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-import psutil
 import pytest
 import yaml
-from conftest import environment, figure, read_json, rendered, run, succeed
+from conftest import figure, read_json, rendered, run, serve, succeed
 
 pytestmark = pytest.mark.slow
 SECRETS = {".env": "TOKEN=hush", "server.pem": "hush", "build/model/secret.key": "hush", "data/raw/more.csv": "hush"}
@@ -27,35 +20,6 @@ def build(project: Path, home: Path, bentoml: Path) -> Path:
     done = run(str(bentoml), "build", cwd=project, BENTOML_HOME=str(home), PATH=f"{bentoml.parent}:{os.environ['PATH']}")
     assert done.code == 0, done.out + done.err
     return next(path for path in (home / "bentos").glob("*/*") if path.is_dir())
-
-
-@contextmanager
-def serve(bentoml: Path, cwd: Path, *arguments: str, **env: str) -> Iterator[tuple[httpx.Client, psutil.Process, float]]:
-    """A service: a client, its process, the seconds until it was ready."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [str(bentoml), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    began = time.monotonic()
-    with (cwd.parent / f"{cwd.name}.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=cwd, env=environment(**env), stdout=log, stderr=log, start_new_session=True)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            while not ready(client):
-                assert server.poll() is None and time.monotonic() - began < 60, (cwd.parent / f"{cwd.name}.log").read_text()
-                time.sleep(0.05)
-            yield client, psutil.Process(server.pid), time.monotonic() - began
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
-
-
-def ready(client: httpx.Client) -> bool:
-    """Whether the service says that it is ready."""
-    try:
-        return client.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,21 @@
 """`predict`: a table of any size, scored by the packaged model, here and on a cluster."""
 
 import csv
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import environment, in_project, read_json, run
+from conftest import environment, generated, in_project, read_json, run, serve, table
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +66,7 @@ def test_a_cluster_says_the_same(project: Path, march: Path) -> None:
                     break
         time.sleep(0.01)
     out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, out + err
+    assert process.returncode == 0 and killed, out + err
     in_project(project, "churn", "run", "predict", "-p", f"data={march}", "-p", "chunk=500", "-p", "out=build/here")
     assert predicted(project, "build/dask") == predicted(project, "build/here")
     assert {p.name for p in (project / "build/dask").iterdir()} >= {"predictions.parquet", "run.json"} and not list((project / "build/dask").glob(".parts*"))
@@ -91,3 +95,68 @@ def test_what_does_not_fit(project: Path, march: Path, tmp_path: Path) -> None:
     done = run("uv", "run", "--no-sync", "churn", "run", "predict", "-p", f"data={march}", "-p", "model=build/changed", "-p", "out=build/no", cwd=project)
     shutil.rmtree(project / "build/changed")
     assert done.code == 1 and "model.onnx differs from its digest" in done.err, done.err
+
+
+OWN = 'return {"bill ratio": ratio(columns["bill_length_mm"], columns["bill_depth_mm"])}'
+ODD = """island,bill_length_mm,bill_depth_mm,flipper_length_mm,body_mass_g,sex
+Biscoe,46,14,215,5000,FEMALE
+Mars,46,14,215,5000,?
+Dream,990,0,,,MALE
+,50,19,200,NA,robot
+Torgersen,39.1,18.7,-5,3750.5,
+"""
+
+
+@pytest.mark.parametrize("outcome", ["warn", "impute"])
+def test_the_service_says_the_same(outcome: str, penguins: Path, tmp_path: Path) -> None:
+    """Features of the user's own, values out of range, unseen categories: the service's answers and doubts are those of `predict`."""
+    trained(penguins, outcome)
+    assert [column["name"] for column in read_json(penguins / "build/model/schema.json")["derived"]] == ["bill ratio"]
+    (tmp_path / "odd.csv").write_text(ODD)
+    in_project(penguins, "churn", "run", "predict", "-p", f"data={tmp_path / 'odd.csv'}", "-p", "out=build/odd")
+    answers = pq.read_table(penguins / "build/odd/predictions.parquet").to_pylist()
+    said = read_json(penguins / "build/odd/metrics.json")["findings"]["values"]
+    with serve(penguins / ".venv/bin/bentoml", penguins) as (client, _, _):
+        body = client.post("/predict", json={"rows": as_sent()}).json()
+    got = [{"prediction": a["prediction"]} | {f"probability {label}": p for label, p in a["probabilities"].items()} for a in body["predictions"]]
+    assert got == [{name: value for name, value in answer.items() if name != "row"} for answer in answers]
+    doubts = Counter(doubt.split(":")[0].rpartition(".")[2] for doubt in body["warnings"])
+    assert doubts == {"island": 1, "sex": 1, "bill_length_mm": 1, "bill_depth_mm": 1, "flipper_length_mm": 1}
+    assert said == {f"{'unseen_category' if name in ('island', 'sex') else 'out_of_range'}: {name}": count for name, count in doubts.items()}
+
+
+def test_what_is_an_error_is_one_for_both(penguins: Path, tmp_path: Path) -> None:
+    """`predict` stops, with one line; the service refuses the request, and names the row."""
+    trained(penguins, "error")
+    (tmp_path / "odd.csv").write_text(ODD)
+    done = run("uv", "run", "--no-sync", "churn", "run", "predict", "-p", f"data={tmp_path / 'odd.csv'}", "-p", "out=build/no", cwd=penguins)
+    assert done.code == 1 and "'Mars'" in done.err and "bill_length_mm: 1 values are out of range" in done.err and "Traceback" not in done.err, done.err
+    with serve(penguins / ".venv/bin/bentoml", penguins) as (client, _, _):
+        answer = client.post("/predict", json={"rows": as_sent()})
+    assert answer.status_code == 400 and "Mars" in answer.text, answer.text
+
+
+def trained(penguins: Path, outcome: str) -> None:
+    """Train with another outcome for what does not fit."""
+    contract = penguins / "schema.yaml"
+    contract.write_text(re.sub(r"(out_of_range|unseen_category): \w+", rf"\1: {outcome}", contract.read_text()))
+    in_project(penguins, "dvc", "repro", "package")
+
+
+def as_sent() -> list[dict]:
+    """The odd rows as JSON has them."""
+    value = lambda name, text: None if text in ("", "?", "NA") else text if name in ("island", "sex") else float(text)
+    return [{name: value(name, text) for name, text in row.items()} for row in csv.DictReader(ODD.splitlines())]
+
+
+@pytest.fixture(scope="module")
+def penguins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project on the penguins, with a feature of the user's own."""
+    project = generated(tmp_path_factory.mktemp("penguins"), project="churn", data=str(table("penguins.csv")), target="species")
+    notebook = project / "nbs/features.ipynb"
+    text = notebook.read_text()
+    assert text.count('"    return {}\\n"') == 1
+    notebook.write_text(text.replace('"    return {}\\n"', json.dumps(f"    {OWN}\n")))
+    in_project(project, "nbdev-export")
+    yield project
+    shutil.rmtree(project / ".venv")
