@@ -133,7 +133,7 @@ def test_what_is_an_error_is_one_for_both(penguins: Path, tmp_path: Path) -> Non
     assert done.code == 1 and "'Mars'" in done.err and "bill_length_mm: 1 values are out of range" in done.err and "Traceback" not in done.err, done.err
     with serve(penguins / ".venv/bin/bentoml", penguins) as (client, _, _):
         answer = client.post("/predict", json={"rows": as_sent()})
-    assert answer.status_code == 400 and "Mars" in answer.text, answer.text
+    assert answer.status_code == 422 and "Mars" in answer.text, answer.text
 
 
 def trained(penguins: Path, outcome: str) -> None:

@@ -237,6 +237,66 @@ def test_an_odd_file_is_read(name: str, fine: dict[str, dict]) -> None:
     assert fine[name].get("rows") == FINE[name][1], fine[name]
 
 
+KNOWN = """
+import json, sys
+from churn.tables import opened
+from churn.values import FORMS
+HELD = {"BIGINT": "DOUBLE", "DOUBLE": "DOUBLE", "VARCHAR": "VARCHAR", "BOOLEAN": "BOOLEAN"}
+
+def taken(path, known):
+    with opened(path, known) as table:
+        kinds = dict(zip(table.names, map(str, table.con.sql(table.sql).types)))
+        odd = {note.partition(": ")[0] for note in table.notes if note.partition(": ")[2] in {*FORMS, "times, in UTC"}}  # written in a form of its own
+        rows = table.con.sql(table.sql).fetchall()
+        odd |= {name for i, name in enumerate(table.names) if any(isinstance(row[i], int) and abs(row[i]) > 2**53 for row in rows)}  # more digits than a number has
+        return rows, table.markers, {name: HELD[kind] for name, kind in kinds.items() if name not in odd and kind in HELD}
+
+def number(text):
+    try: return float(text)
+    except ValueError: return None
+
+def alike(a, b):  # a text that is a number may have become one
+    return a == b or (isinstance(a, str) and isinstance(b, float) and number(a) == b)
+
+for path in sys.argv[1:]:
+    rows, markers, known = taken(path, {})
+    wrong = {name: "DOUBLE" for name, kind in known.items() if kind == "VARCHAR"}
+    believed, contradicted = taken(path, known), taken(path, {**known, **wrong})
+    print(json.dumps({"known": [rows == believed[0], markers == believed[1]], "wrong": [bool(wrong), len(rows) == len(contradicted[0]) and all(map(alike, sum(rows, ()), sum(contradicted[0], ()))), markers == contradicted[1]], "shown": str([rows, believed, contradicted, markers])[:1000]}))
+"""
+
+
+def test_what_is_known_is_read_alike(reader: Path, tmp_path: Path) -> None:
+    """With a contract a CSV is read in one pass: the same values, and the same markers said aloud, as without; and where a column is not what the contract has it for."""
+    rng = random.Random(1)
+    odd = {f"odd{i}.csv": "n,b,t\n" + "".join(f"{rng.choice(['1', '2.5', *pool])},{rng.choice(['true', 'FALSE', '?'])},{rng.choice(['a', ' b', 'NA', *pool])}\n" for _ in range(40))
+           for i, pool in enumerate([["?"], ["inf"], ["nan"], ["-", "1e400"], ["None"], [" 3"], ["007"], ["1_000"], ["12345678901234567890"], ["x"], ["0x10"]])}
+    files = written(tmp_path / "files", {name: content for name, (content, _) in FINE.items()} | {f"{i:02}.csv": random_table(rng)[0] for i in range(30)} | odd)
+    said = [json.loads(line) for line in in_project(reader, "python", "-c", KNOWN, *map(str, files)).splitlines()]
+    for file, each in zip(files, said, strict=True):
+        assert each["known"] == [True, True] and each["wrong"][1:] == [True, True], (file.name, file.read_bytes()[:200], each)
+    assert sum(each["wrong"][0] for each in said) > 40
+
+
+def test_a_killed_run_leaves_nothing_for_long(reader: Path, tmp_path: Path) -> None:
+    """The rows of a run that was killed lie in the temporary folder until the next one reads a table; those of a run that goes on stay."""
+    (tmp_path / "a.csv").write_text(GOOD)
+    hold = "import sys, time; from churn.tables import opened\nwith opened(sys.argv[1]): print('open', flush=True); time.sleep(600)"
+    holders = [subprocess.Popen([reader / ".venv/bin/python", "-c", hold, tmp_path / "a.csv"], stdout=subprocess.PIPE, env=environment(TMPDIR=str(tmp_path))) for _ in range(2)]
+    for holder in holders:
+        assert holder.stdout.readline() == b"open\n"
+    folders = {f for f in tmp_path.iterdir() if f.is_dir()}
+    holders[0].kill()
+    holders[0].wait()
+    for folder in folders:
+        os.utime(folder, (0, 0))
+    in_project(reader, "python", "-c", f"from churn.tables import read; read({str(tmp_path / 'a.csv')!r})", TMPDIR=str(tmp_path))
+    left = {f for f in tmp_path.iterdir() if f.is_dir() and not f.name.startswith("uv-")}
+    holders[1].kill()
+    holders[1].wait()
+    assert len(folders) == 2 and len(left) == 1 and left < folders
+
+
 def random_table(rng: random.Random) -> tuple[bytes, list[list[str]]]:
     """A CSV of a random dialect, as Python's csv module writes it, and its rows."""
     texts = ["x", "a b", "3", "3.5", "two\nlines", 'say "hi"', "a,b", "c;d", "Zoë", "tab\there", "'", "it's", "#1", "-"]
@@ -274,7 +334,7 @@ def test_a_folder_is_one_table(reader: Path, tmp_path: Path) -> None:
     files = [months, tmp_path / "p*.parquet", tmp_path / "odd", tmp_path / "none", tmp_path / "none/x*.csv", tmp_path / "nowhere.csv"]
     both, parquets, odd, none, pattern, nowhere = read_each(reader, files, tmp_path / "tmp")
     assert both["rows"] == [["1.0", "x"], ["2.5", "y"]] and parquets["rows"] == [["1.0"], ["2.0"], ["2.5"]]
-    assert "2.csv: no column 'b', a column 'c' more than 1.csv has; give all files of a table the same columns" in odd["error"]
+    assert "2.csv: its columns are not those of 1.csv: it lacks 'b', it has 'c' more; give all files of a table the same columns" in odd["error"]
     assert all("no table here; put one there that ends in .csv" in said["error"] for said in (none, pattern, nowhere))
 
 

@@ -11,11 +11,13 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .schema import MISSING
 
 # %% ../nbs/contract.ipynb #ac3478d6
 LEARNT = ("number", "category", "ordered", "boolean", "date", "text")
@@ -41,7 +43,16 @@ class Column(Strict):
     @classmethod
     def _as_text(cls, values: Any) -> Any:
         "YAML reads a category 1 as a number."
-        return tuple(str(v).lower() if isinstance(v, bool) else str(v) for v in values) if isinstance(values, (list, tuple)) else values
+        if not isinstance(values, (list, tuple)): return values
+        found = tuple(str(v).lower() if isinstance(v, bool) else str(v) for v in values)
+        if nothing := next((v for v in found if v in MISSING), None): raise ValueError(f"{nothing!r} stands for no value and can be no category; write another word into the table")
+        return found
+
+    @field_validator("absent", mode="before")
+    @classmethod
+    def _dates_as_text(cls, values: Any) -> Any:
+        "YAML reads 1900-01-01 as a date."
+        return tuple(v.isoformat() if isinstance(v, date) else v for v in values) if isinstance(values, (list, tuple)) else values
 
     @model_validator(mode="after")
     def _range(self) -> "Column":
@@ -142,7 +153,7 @@ class Contract(Strict):
     @property
     def reads(self) -> dict[str, str]:
         "What a table's reader need not find out: columns that are numbers, true or false, or text, whatever that looks like: what a category is called is not for its neighbours to decide."
-        found = {"number": "DOUBLE", "weight": "DOUBLE", "boolean": "BOOLEAN"} | dict.fromkeys(("category", "ordered", "text", "identifier", "group"), "VARCHAR")
+        found = {"number": "DOUBLE", "weight": "DOUBLE", "boolean": "BOOLEAN"} | dict.fromkeys(("category", "ordered", "text", "identifier", "group", "ignored", "constant"), "VARCHAR")
         known = {n: "VARCHAR" if c.form else found[c.role] for n, c in self.columns.items() if c.form or c.role in found}
         return known if self.target in known else {**known, self.target: _kind(self.columns[self.target].categories)}
 
@@ -161,7 +172,7 @@ class Contract(Strict):
 def _kind(labels: tuple[str, ...]) -> str:
     "As what a target is read: a regression's has no labels."
     if labels and set(labels) <= {"true", "false"}: return "BOOLEAN"
-    return "DOUBLE" if all(re.fullmatch(r"-?(0|[1-9]\d{0,14})", label) for label in labels) else "VARCHAR"
+    return "DOUBLE" if all(re.fullmatch(r"-?(0|[1-9]\d{0,14})(\.\d{1,9})?", label) for label in labels) else "VARCHAR"
 
 def _near(name: str, names: Iterable[str]) -> list[str]:
     "Names that may have been meant."

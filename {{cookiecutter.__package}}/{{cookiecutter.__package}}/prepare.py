@@ -10,6 +10,7 @@ __all__ = ['NUMBERS', 'DONE', 'CATEGORIES', 'RARE', 'TERMS', 'CELLS', 'goal', 'R
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -22,7 +23,7 @@ from .contract import Column as Rule
 from .data import columns
 from .schema import Column, Schema, Target
 from .tables import Table, connected, store
-from .values import in_form, literal, quoted, rows
+from .values import INFINITE, in_form, literal, moment, quoted, rows
 
 # %% ../nbs/prepare.ipynb #ac3478d6
 NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "FLOAT", "DOUBLE")
@@ -37,12 +38,17 @@ def _typed(rule: Rule, name: str, kind: str, target: Target) -> str:
     text = _text(name, kind)
     if rule.form and kind == "VARCHAR": return in_form(rule.form, name)
     if rule.role in ("number", "weight"): return name if kind == "DOUBLE" else f"{name}::DOUBLE" if kind in NUMBERS else _number(text)
-    if rule.role == "date": return name if kind == "TIMESTAMP" else f"TRY_CAST({text} AS TIMESTAMP)"
+    if rule.role == "date": return _moment(name, kind)
     if rule.role == "boolean": return name if kind == "BOOLEAN" else f"TRY_CAST({text} AS BOOLEAN)"
     if rule.role == "target":
         sort = {bool: "BOOLEAN", int: "BIGINT", str: "VARCHAR"}[type(target.classes[0])] if target.classes else "DOUBLE"
         return text if sort == "VARCHAR" else name if kind == sort else f"TRY_CAST({text} AS {sort})"
     return name if rule.role in ("ignored", "constant") else text
+
+def _moment(name: str, kind: str) -> str:
+    "SQL for a column's values as times."
+    if kind == "TIMESTAMP": return name
+    return f"TRY_CAST({name} AS TIMESTAMP)" if kind.startswith(("DATE", "TIMESTAMP")) else moment(_text(name, kind))
 
 def _number(text: str) -> str:
     "SQL for the number that a text is; an infinite one is none."
@@ -80,7 +86,8 @@ def _doubts(name: str, rule: Rule, kind: str, typed: str) -> list[_Doubt]:
     found, shown, present = [], _text(quoted(name), kind), _present(name, rule, kind)
     if rule.role in ("number", "weight", "date", "boolean"):
         wanted = {"number": "numbers", "weight": "numbers", "date": "dates", "boolean": "true or false"}[rule.role]
-        found.append(_Doubt("new_type", name, f"({present}) IS NOT NULL AND ({typed}) IS NULL", shown, f"not {wanted}", f"mend the file, or change columns.{name} in schema.yaml"))
+        finite = f" AND NOT regexp_full_match({shown}, {literal(INFINITE)})" if kind == "VARCHAR" and wanted == "numbers" else ""
+        found.append(_Doubt("new_type", name, f"({present}) IS NOT NULL AND ({typed}) IS NULL{finite}", shown, f"not {wanted}", f"mend the file, or change columns.{name} in schema.yaml"))
     limits = [f"({typed}) {sign} {limit!r}" for sign, limit in (("<", rule.minimum), (">", rule.maximum)) if limit is not None] if rule.role == "number" else []
     if limits: found.append(_Doubt("out_of_range", name, " OR ".join(limits), shown, f"out of range, which is {_range(rule)}", f"mend the file, or widen columns.{name} in schema.yaml"))
     if rule.role in ("category", "ordered") and rule.categories:
@@ -90,8 +97,16 @@ def _doubts(name: str, rule: Rule, kind: str, typed: str) -> list[_Doubt]:
 
 def _present(name: str, rule: Rule, kind: str) -> str:
     "SQL for a column as it was read, without what stands for no value."
-    absent = [literal(f"{v:g}" if isinstance(v, float) else v) for v in rule.absent]
-    return f"CASE WHEN {_text(quoted(name), kind)} NOT IN ({', '.join(absent)}) THEN {quoted(name)} END" if absent else quoted(name)
+    q, words, numbers = quoted(name), [v for v in rule.absent if isinstance(v, str)], [v for v in rule.absent if not isinstance(v, str)]
+    tests = [f"{_text(q, kind)} IN ({', '.join(map(literal, words))})"] if words else []
+    if numbers: tests.append(f"{q if kind in NUMBERS else f'TRY_CAST({q}::VARCHAR AS DOUBLE)'} IN ({', '.join(map(repr, numbers))})")
+    if rule.role == "date" and (moments := [m for m in map(_as_moment, words) if m]): tests.append(f"{_moment(q, kind)} IN ({', '.join(f'TIMESTAMP {literal(m)}' for m in moments)})")
+    return f"CASE WHEN NOT coalesce({' OR '.join(tests)}, false) THEN {q} END" if tests else q
+
+def _as_moment(text: str) -> datetime | None:
+    "A date, where a text is one."
+    try: return datetime.fromisoformat(text)
+    except ValueError: return None
 
 # %% ../nbs/prepare.ipynb #b1d57811
 @dataclass
@@ -124,7 +139,8 @@ def conform(
     listed = {n: f"CASE WHEN NOT ({' OR '.join(imputed[n])}) THEN {sql} END" if n in imputed else sql for n, sql in typed.items()}
     sql = f"SELECT {', '.join(f'{e} AS {quoted(n)}' for n, e in listed.items())} FROM ({table.sql})"
     if labelled and contract.target not in absent: sql = f"SELECT * FROM ({sql}) WHERE {quoted(contract.target)} IS NOT NULL"
-    said = [*_lacking(absent, contract), *found.values()]
+    said = [*_lacking(absent, contract), *found.values(), *_marked(table, rules)]
+    if labelled and contract.target not in absent: said += _unlabelled(table.con, sql, contract.target, count)
     said += [_other_form(name, table.forms[name], count) for name, rule in rules.items() if name in table.forms and (rule.role in ("number", "weight", "date") or (rule.role == "target" and contract.task == "regression")) and rule.form != table.forms[name]]
     if labelled and (late := _timeless(table.con, sql, contract, absent)): said.append(late)
     return Rows(table.con, sql, count, [*(_weighed(f, contract) for f in said), *_extra(kinds, contract)])
@@ -132,6 +148,23 @@ def conform(
 def _other_form(name: str, form: str, count: int) -> Finding:
     "A column that is written in another way than the contract knows: 1,234 may be a thousand or one and a bit."
     return Finding("new_type", "error", name, f"written as {form}, which schema.yaml does not say", f"set form: {form} at columns.{name} in schema.yaml where that is right, or mend the file", count)
+
+def _marked(table: Table, rules: dict[str, Rule]) -> list[Finding]:
+    "What stood for missing values; infinite numbers among it are worth a warning."
+    found = []
+    for name, counts in table.markers.items():
+        if name not in rules or rules[name].role in ("ignored", "constant"): continue
+        infinite = {m: n for m, n in counts.items() if re.fullmatch(INFINITE, m)}
+        words = {m: n for m, n in counts.items() if m not in infinite}
+        if infinite: found.append(Finding("infinite", "warning", name, f"{sum(infinite.values()):,} values are infinite, taken for missing", "see where they come from: a division by zero?", sum(infinite.values()), tuple(map(repr, infinite))))
+        if words: found.append(Finding("marker", "info", name, f"{sum(words.values()):,} values say that there is none, taken for missing", "nothing, unless one of them is a value", sum(words.values()), tuple(map(repr, words))[:3]))
+    return found
+
+def _unlabelled(con: duckdb.DuckDBPyConnection, sql: str, target: str, count: int) -> list[Finding]:
+    "Rows without a target."
+    (lost,), = rows(con, f"SELECT {count} - count(*) FROM ({sql})")
+    severity = "warning" if lost > 0.05 * count else "info"
+    return [Finding("no_target", severity, target, f"{lost:,} of {count:,} rows have no target, and are left out", "see why they have none", lost)] if lost else []
 
 def _timeless(con: duckdb.DuckDBPyConnection, sql: str, contract: Contract, absent: list[str]) -> Finding | None:
     "Rows without a time, which a split by time leaves out."
@@ -147,7 +180,9 @@ def _strange(contract: Contract, kinds: dict[str, str], typed: dict[str, str]) -
     "Targets that are no class, or no number."
     name = contract.target
     listed = ", ".join(map(literal, contract.columns[name].categories))
-    where = f"{_text(quoted(name), kinds[name])} NOT IN ({listed})" if listed else f"{quoted(name)} IS NOT NULL AND ({typed[name]}) IS NULL"
+    text = _text(quoted(name), kinds[name])
+    if set(contract.columns[name].categories) <= {"true", "false"}: text = f"lower({text})"
+    where = f"{text} NOT IN ({listed})" if listed else f"{quoted(name)} IS NOT NULL AND ({typed[name]}) IS NULL"
     what = f"not among its classes {listed}" if listed else "not numbers, which a regression needs"
     return _Doubt("target", name, where, _text(quoted(name), kinds[name]), what, f"mend the file, or change columns.{name} in schema.yaml")
 
@@ -157,7 +192,7 @@ DONE = {"warn": ", taken as they are", "impute": ", taken for missing"}
 def _weighed(finding: Finding, contract: Contract) -> Finding:
     "A finding with the severity that the contract's outcomes give it. Target, group and time cannot be done without."
     outcome = contract.outcomes.model_dump().get(finding.kind, "error")
-    if finding.kind == "no_time": return finding
+    if finding.kind in ("no_time", "no_target", "marker", "infinite"): return finding
     needed = [contract.target, *contract.split.time, *contract.having("group")]
     if outcome == "error" or (finding.kind == "missing_column" and finding.column in needed): return finding
     done = ", so it is all missing" if finding.kind == "missing_column" else "" if finding.what.startswith("written") else ", taken for missing" if finding.kind == "new_type" else DONE[outcome]
@@ -243,7 +278,7 @@ def _chosen(con: duckdb.DuckDBPyConnection, sql: str, contract: Contract) -> dic
         chosen |= dict(zip([group for group, in few if group not in chosen], ("train", "test", "valid"), strict=False))
     return chosen
 
-# %% ../nbs/prepare.ipynb #ca3512f4
+# %% ../nbs/prepare.ipynb #92cfceb3
 def write(
     fit: Rows,  # what `conform` gives
     contract: Contract,
@@ -267,7 +302,7 @@ def _check_part(con: duckdb.DuckDBPyConnection, path: Path, part: str, contract:
     lost = [label for label, shown in zip(goal(contract).classes, goal(contract).labels, strict=True) if label not in seen]
     if lost: raise ValueError(f"split: no row of class {lost[0]!r} is in {part}; each split needs one of each class: change 'split' in schema.yaml, bring more rows, or drop the class")
 
-# %% ../nbs/prepare.ipynb #761f22b2
+# %% ../nbs/prepare.ipynb #98fbc42f
 CATEGORIES = 255  # a category column keeps its most frequent values, at most so many
 RARE = 2  # training rows that a category needs at least
 TERMS = 10_000  # of a text column, at most
@@ -315,7 +350,7 @@ def _spelled(column: Column, con: duckdb.DuckDBPyConnection, sql: str, target: T
         return replace(column, categories=tuple(sorted(v for v, _ in most)))
     return replace(column, **_terms(con.sql(f"SELECT {name} AS text, {quoted(target.name)} AS y FROM ({sql})").df(), target)) if column.type == "text" else column
 
-# %% ../nbs/prepare.ipynb #92cfceb3
+# %% ../nbs/prepare.ipynb #fb644351
 def _terms(
     frame: pd.DataFrame,  # `text` and the target `y`
     target: Target,

@@ -103,7 +103,8 @@ def _read(column: Column, value: Any) -> Any:
     if value in MISSING or value in column.absent or (column.absent and str(value) in map(str, column.absent)): return None
     if column.type != "date" or not _is(column, value): return value
     moment = datetime.fromisoformat(value)
-    return (moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)).isoformat()
+    found = (moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)).isoformat()
+    return None if found in [datetime.fromisoformat(v).isoformat() for v in column.absent if _is(column, v)] else found
 
 def _is(column: Column, value: Any) -> bool:
     "Whether a value has the column's type."

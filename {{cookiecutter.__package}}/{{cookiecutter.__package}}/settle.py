@@ -284,7 +284,7 @@ def _columns(table: Table, seen: Mapping[str, Profile], target: str) -> dict[str
         found[name] = _role(p, values, absent.get(name, ()), ends)
     return found
 
-# %% ../nbs/settle.ipynb #cb4e5208
+# %% ../nbs/settle.ipynb #972a67c4
 def _said(table: Table, contract: Contract, given: Mapping[str, str]) -> list[str]:
     "What was taken from the table, line by line, for the user to contradict."
     how = {name: "inferred" if value == "auto" else "given" for name, value in given.items()}

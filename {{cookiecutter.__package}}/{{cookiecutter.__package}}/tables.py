@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CSV', 'PARQUET', 'JSON', 'EXCEL', 'PACKED', 'KINDS', 'MARKS', 'LONGEST', 'HEAD', 'DELIMITERS', 'LEADING', 'CAST',
-           'INDEX', 'READERS', 'STORED', 'kind', 'find', 'Survey', 'encoding', 'Dialect', 'dialect', 'check_names',
-           'Part', 'plain_columns', 'store', 'Table', 'connected', 'opened', 'read']
+           'INDEX', 'READERS', 'TEMPORARY', 'STORED', 'kind', 'find', 'Survey', 'encoding', 'Dialect', 'dialect',
+           'check_names', 'Part', 'plain_columns', 'store', 'Table', 'connected', 'opened', 'read']
 
 # %% ../nbs/tables.ipynb #da4b9237
 import bz2
 import codecs
 import csv
+import fcntl
 import glob
 import gzip
 import io
@@ -19,6 +20,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .schema import MISSING
-from .values import FORMS, NUMBER, Reading, literal, markers, padded, quoted, readings, rows, value
+from .values import FORMS, NUMBER, Reading, listed, literal, markers, padded, quoted, readings, rows, value
 
 # %% ../nbs/tables.ipynb #ac3478d6
 CSV, PARQUET, JSON, EXCEL = (".csv", ".tsv", ".txt"), (".parquet", ".pq"), (".jsonl", ".ndjson", ".json"), (".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")
@@ -359,6 +361,7 @@ class Table:
     files: list[Path]
     notes: list[str] = field(default_factory=list)
     forms: dict[str, str] = field(default_factory=dict)  # columns whose text was written in a form of its own, such as decimal commas
+    markers: dict[str, dict[str, int]] = field(default_factory=dict)  # what stood for missing values in a column, and how often
 
     def frame(self) -> pd.DataFrame:
         "All rows in memory; a whole number that misses values is a float."
@@ -376,8 +379,8 @@ def _parts(con: duckdb.DuckDBPyConnection, files: list[Path], work: Path) -> lis
         except (duckdb.Error, pa.ArrowException, OSError) as error: raise ValueError(_why(path, error)) from error
     names = parts[0].names
     for path, part in zip(files[1:], parts[1:], strict=True):
-        if odd := [f"no column {n!r}" for n in names if n not in part.names] + [f"a column {n!r} more" for n in part.names if n not in names]:
-            raise ValueError(f"{path}: {', '.join(odd[:3])} than {files[0].name} has; give all files of a table the same columns")
+        if odd := [f"it lacks {n!r}" for n in names if n not in part.names] + [f"it has {n!r} more" for n in part.names if n not in names]:
+            raise ValueError(f"{path}: its columns are not those of {files[0].name}: {', '.join(odd[:3])}; give all files of a table the same columns, an empty one where it is not known")
     return parts
 
 def _union(parts: list[Part], types: dict[str, str] | None = None, missing: Sequence[str] = MISSING) -> str:
@@ -389,8 +392,9 @@ def _union(parts: list[Part], types: dict[str, str] | None = None, missing: Sequ
 # %% ../nbs/tables.ipynb #0286dd55
 @contextmanager
 def connected() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
-    "DuckDB in memory, which loads nothing from anywhere, and a temporary folder."
-    with tempfile.TemporaryDirectory() as folder:
+    "DuckDB with a file of its own, which loads nothing from anywhere, and a temporary folder."
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder, _locked(Path(folder)):
         (work := Path(folder, "files")).mkdir()
         con = duckdb.connect(Path(folder, "duckdb"), config={"autoinstall_known_extensions": "false", "temp_directory": f"{folder}/spilled"})
         con.execute("SET TimeZone = 'UTC'; SET disabled_optimizers = 'in_clause'")  # that optimizer takes a minute for 400 columns
@@ -398,6 +402,29 @@ def connected() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
         try: yield con, work
         finally: con.close()
 
+TEMPORARY = "{{cookiecutter.__package}}-table-"
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    "Hold a lock on a folder, which ends with this process whatever happens to it."
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally: os.close(handle)
+
+def _sweep() -> None:
+    "Remove the folders of processes that were killed: nobody holds their lock."
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime < 60: continue  # it may not be locked yet
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally: os.close(handle)
+
+# %% ../nbs/tables.ipynb #fe2ef495
 @contextmanager
 def opened(
     path: str | Path,  # a file, a folder or a pattern
@@ -418,21 +445,21 @@ def _opened(path: str | Path, known: Mapping[str, str]) -> Iterator[Table]:
     with connected() as (con, work):
         parts = _parts(con, files, work)
         try:
-            columns, count = _stored(con, parts, known)
+            columns, count, once = _stored(con, parts, known)
             if not count: raise ValueError("a header but no rows")
-            sql = f"SELECT {', '.join(_tidied(con, known))} FROM {STORED}"
-            notes = [note for part in parts for note in part.notes] + [f"{c.name}: {c.note}" for c in columns if c.note]
-            if not all(part.typed for part in parts): notes += markers(con, _union(parts), _gaps(con, sql, [name for name in parts[0].names if name not in known]))
+            tidied, wrong = _tidied(con, known)
+            sql = f"SELECT {', '.join(tidied)} FROM {STORED}"
+            missing = markers(con, f"FROM {STORED}", wrong) if once else markers(con, _union(parts), _gaps(con, sql, parts[0].names), nan=not all(part.typed for part in parts))
+            notes = [note for part in parts for note in part.notes] + [f"{c.name}: {c.note}" for c in columns if c.note] + [f"{name}: taken for missing: {listed(counts)}" for name, counts in missing.items()]
         except ValueError as error: raise ValueError(f"{path if len(files) > 1 else files[0]}: {error}") from error
         except duckdb.Error as error: raise ValueError(_why(_guilty(files, work, error), error)) from error
-        yield Table(con, sql, parts[0].names, files, notes, {c.name: c.note for c in columns if c.note in FORMS})
+        yield Table(con, sql, parts[0].names, files, notes, {c.name: c.note for c in columns if c.note in FORMS}, missing)
 
-# %% ../nbs/tables.ipynb #fb644351
+# %% ../nbs/tables.ipynb #64e095fe
 STORED = "__stored"  # the table, typed
 
 def _gaps(con: duckdb.DuckDBPyConnection, sql: str, names: list[str]) -> list[str]:
     "The columns that miss values."
-    if not names: return []
     counts = rows(con, f"SELECT {', '.join(f'count(*) - count({quoted(n)})' for n in names)} FROM ({sql})")[0]
     return [name for name, count in zip(names, counts, strict=True) if count]
 
@@ -444,13 +471,13 @@ def _understood(con: duckdb.DuckDBPyConnection, parts: list[Part], known: Mappin
     found = {reading.name: reading for reading in readings(con, _union(parts), [n for n in names if n not in told], trusting and csvs, text)}
     return [(told | found)[name] for name in names]
 
-def _stored(con: duckdb.DuckDBPyConnection, parts: list[Part], known: Mapping[str, str]) -> tuple[list[Reading], int]:
-    "Store all rows with their types, in the quickest way that goes; how they were read, and how many there are."
-    def keep(columns: list[Reading], missing: Sequence[str] = MISSING) -> tuple[list[Reading], int]:
+def _stored(con: duckdb.DuckDBPyConnection, parts: list[Part], known: Mapping[str, str]) -> tuple[list[Reading], int, bool]:
+    "Store all rows with their types, in the quickest way that goes; how they were read, how many there are, and whether they still hold markers of missing values."
+    def keep(columns: list[Reading], missing: Sequence[str] = MISSING) -> tuple[list[Reading], int, bool]:
         types = {c.name: c.type for c in columns if c.type} if all(part.as_types for part in parts) else {}
         listed = ", ".join(f"{quoted(c.name) if c.name in types else c.sql} AS {quoted(c.name)}" for c in columns)
         (count,), = rows(con, f"CREATE OR REPLACE TABLE {STORED} AS SELECT {listed} FROM ({_union(parts, types, missing)})")
-        return columns, count
+        return columns, count, len(missing) == 1
 
     if all(part.typed for part in parts): return keep(_as_they_are(con, _union(parts)))
     trusted = _understood(con, parts, known, True)
@@ -458,14 +485,14 @@ def _stored(con: duckdb.DuckDBPyConnection, parts: list[Part], known: Mapping[st
         with suppress(duckdb.ConversionException): return keep(trusted, missing)
     return keep(_understood(con, parts, known, False))  # a number was none, far down
 
-# %% ../nbs/tables.ipynb #827bfc45
-def _tidied(con: duckdb.DuckDBPyConnection, known: Mapping[str, str]) -> list[str]:
-    "SQL for each column of the stored table, as it should be."
+# %% ../nbs/tables.ipynb #e1822db4
+def _tidied(con: duckdb.DuckDBPyConnection, known: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    "SQL for each column of the stored table, as it should be; and the names of those that are not yet."
     kinds = dict(_types(con, f"SELECT * FROM {STORED}"))
     asked = {name: _untidy(name, kind)[: 1 if name in known else 2] for name, kind in kinds.items()}
     said = iter(rows(con, f"SELECT {', '.join(question for each in asked.values() for question in each) or 'true'} FROM {STORED}")[0])
     found = {name: [bool(next(said)) for _ in each] for name, each in asked.items()}
-    return [f"{_tidy(name, kind, *found[name])} AS {quoted(name)}" for name, kind in kinds.items()]
+    return [f"{_tidy(name, kind, *found[name])} AS {quoted(name)}" for name, kind in kinds.items()], [name for name, said in found.items() if said and said[0]]
 
 def _untidy(name: str, kind: str) -> list[str]:
     "What to ask of a stored column, in SQL: whether something has to be put right, and whether its numbers are whole."
@@ -490,7 +517,7 @@ def _as_they_are(con: duckdb.DuckDBPyConnection, sql: str) -> list[Reading]:
     read = {"VARCHAR": value, "DOUBLE": lambda n: finite.format(quoted(n)), "FLOAT": lambda n: finite.format(quoted(n))}
     return [Reading(name, read.get(kind, quoted)(name)) for name, kind in _types(con, sql)]
 
-# %% ../nbs/tables.ipynb #8effee40
+# %% ../nbs/tables.ipynb #667be543
 def read(
     path: str | Path,  # a file, a folder or a pattern
 ) -> pd.DataFrame:

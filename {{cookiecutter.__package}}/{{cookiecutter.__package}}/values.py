@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPACES', 'NUMBER', 'TIME', 'PLAIN', 'ODD', 'ORDERS', 'CLOCKS', 'DATE', 'DATES', 'TRIED', 'ZONE', 'FORMS', 'INFINITE',
-           'literal', 'quoted', 'rows', 'trimmed', 'value', 'padded', 'Form', 'Reading', 'Settled', 'readings',
-           'in_form', 'markers']
+           'literal', 'quoted', 'rows', 'trimmed', 'value', 'padded', 'Form', 'Reading', 'Settled', 'moment',
+           'readings', 'in_form', 'markers', 'listed']
 
 # %% ../nbs/values.ipynb #da4b9237
 import re
@@ -188,13 +188,20 @@ def _date(con: duckdb.DuckDBPyConnection, source: str, name: str, form: Form) ->
 
 ZONE = r".*:.*\d ?([+-]\d{2}(:?\d{2})?|Z|UTC)"  # a time that says how far from UTC it is
 
+def moment(
+    text: str,  # SQL for a text
+) -> str:  # NULL for what is none
+    "SQL for the time that a text says, in UTC where it names a zone: a mere cast passes over what it does not understand."
+    zoned = f"TRY_CAST(regexp_replace({text}, ' ([+-])', '\\1') AS TIMESTAMPTZ) AT TIME ZONE 'UTC'"
+    return f"CASE WHEN regexp_full_match({text}, {literal(ZONE)}) THEN {zoned} WHEN regexp_full_match({text}, {literal(TIME)}) THEN TRY_CAST({text} AS TIMESTAMP) END"
+
 def _times(con: duckdb.DuckDBPyConnection, source: str, name: str, form: Form) -> Reading:
     "A column of times, which become UTC where they name a time zone."
     values = f"FROM (SELECT {value(name)} AS v FROM ({source})) WHERE contains(v, ':')"
     zoned, bare = (rows(con, f"SELECT v {values} AND {no} regexp_full_match(v, {literal(ZONE)}) LIMIT 1") for no in ("", "NOT"))
     if zoned and bare: raise ValueError(f"column {name!r}: mixed time zones, {zoned[0][0]!r} names one and {bare[0][0]!r} none; write them all in UTC")
     if not zoned: return _reading(name, form)
-    return Reading(name, f"TRY_CAST(regexp_replace({value(name)}, ' ([+-])', '\\1') AS TIMESTAMPTZ) AT TIME ZONE 'UTC'", "times, in UTC")
+    return Reading(name, moment(value(name)), "times, in UTC")
 
 def _reading(name: str, form: Form) -> Reading:
     "A column in a form."
@@ -235,16 +242,23 @@ def in_form(
     return f"CASE WHEN regexp_full_match({text}, {literal(form.pattern)}) THEN {form.sql.replace('X', f'({text})')} END"
 
 # %% ../nbs/values.ipynb #972a67c4
+INFINITE = "(?i)[-+]?inf(inity)?"
+
 def markers(
     con: duckdb.DuckDBPyConnection,  # where the text is
-    source: str,  # SQL that selects text columns
+    source: str,  # SQL that selects columns as they were read
     names: list[str],  # of columns that miss values
-) -> list[str]:
-    "A line for each column that holds markers of missing values, other than nothing."
-    if not names: return []
-    listed = f"({', '.join(literal(m) for m in MISSING if m)})"
-    found = rows(con, f"SELECT {', '.join(f'histogram({trimmed(n)}) FILTER ({trimmed(n)} IN {listed} OR regexp_full_match({trimmed(n)}, {literal(INFINITE)}))' for n in names)} FROM ({source})")[0]
-    said = {name: ", ".join(f"{marker!r} ({count:,} times)" for marker, count in sorted((counts or {}).items())) for name, counts in zip(names, found, strict=True)}
-    return [f"{name}: taken for missing: {what}" for name, what in said.items() if what]
+    nan: bool = True,  # whether NaN is a marker; in a source that has types it is how a number is missing
+) -> dict[str, dict[str, int]]:  # column -> marker -> how often
+    "The markers of missing values, other than nothing, of each column that holds any."
+    if not names: return {}
+    text = {n: f"trim({quoted(n)}::VARCHAR, {SPACES})" for n in names}
+    listed = f"({', '.join(literal(m) for m in MISSING if m and (nan or m != 'nan'))})"
+    found = rows(con, f"SELECT {', '.join(f'histogram({t}) FILTER ({t} IN {listed} OR regexp_full_match({t}, {literal(INFINITE)}))' for t in text.values())} FROM ({source})")[0]
+    return {name: dict(sorted(counts.items())) for name, counts in zip(names, found, strict=True) if counts}
 
-INFINITE = "(?i)[-+]?inf(inity)?"
+def listed(
+    counts: dict[str, int],  # of each marker
+) -> str:
+    "Markers, as people read them."
+    return ", ".join(f"{marker!r} ({count:,} times)" for marker, count in counts.items())
