@@ -107,10 +107,9 @@ Torgersen,39.1,18.7,-5,3750.5,
 """
 
 
-@pytest.mark.parametrize("outcome", ["warn", "impute"])
-def test_the_service_says_the_same(outcome: str, penguins: Path, tmp_path: Path) -> None:
-    """Features of the user's own, values out of range, unseen categories: the service's answers and doubts are those of `predict`."""
-    trained(penguins, outcome)
+def test_the_service_says_the_same(penguins: Path, tmp_path: Path) -> None:
+    """Features of the user's own, values out of range that are imputed, unseen categories that are taken as they are: the service's answers and doubts are those of `predict`."""
+    trained(penguins, out_of_range="impute", unseen_category="warn")
     assert [column["name"] for column in read_json(penguins / "build/model/schema.json")["derived"]] == ["bill ratio"]
     (tmp_path / "odd.csv").write_text(ODD)
     in_project(penguins, "churn", "run", "predict", "-p", f"data={tmp_path / 'odd.csv'}", "-p", "out=build/odd")
@@ -127,7 +126,7 @@ def test_the_service_says_the_same(outcome: str, penguins: Path, tmp_path: Path)
 
 def test_what_is_an_error_is_one_for_both(penguins: Path, tmp_path: Path) -> None:
     """`predict` stops, with one line; the service refuses the request, and names the row."""
-    trained(penguins, "error")
+    trained(penguins, out_of_range="error", unseen_category="error")
     (tmp_path / "odd.csv").write_text(ODD)
     done = run("uv", "run", "--no-sync", "churn", "run", "predict", "-p", f"data={tmp_path / 'odd.csv'}", "-p", "out=build/no", cwd=penguins)
     assert done.code == 1 and "'Mars'" in done.err and "4 more: out_of_range: bill_length_mm" in done.err and "Traceback" not in done.err, done.err
@@ -136,10 +135,10 @@ def test_what_is_an_error_is_one_for_both(penguins: Path, tmp_path: Path) -> Non
     assert answer.status_code == 422 and "Mars" in answer.text, answer.text
 
 
-def trained(penguins: Path, outcome: str) -> None:
-    """Train with another outcome for what does not fit."""
+def trained(penguins: Path, **outcomes: str) -> None:
+    """Train with other outcomes for what does not fit."""
     contract = penguins / "schema.yaml"
-    contract.write_text(re.sub(r"(out_of_range|unseen_category): \w+", rf"\1: {outcome}", contract.read_text()))
+    contract.write_text(re.sub(rf"({'|'.join(outcomes)}): \w+", lambda match: f"{match[1]}: {outcomes[match[1]]}", contract.read_text()))
     in_project(penguins, "dvc", "repro", "package")
 
 
