@@ -550,16 +550,6 @@ def groups(look: Sampled) -> Iterator[Finding]:
                       "if its rows are alike, set role: group and by: group", found[0], tuple(found[2]))
 
 # %% ../nbs/checks.ipynb #7d7116e2
-def _aged(look: Sampled) -> Iterator[Finding]:
-    "A split by time whose dates have been left behind by newer rows."
-    split, counts = look.contract.split, dict(look.ask("SELECT __split, count(*) FROM X WHERE __split IS NOT NULL GROUP BY 1"))
-    total = sum(counts.values())
-    shares = {part: counts.get(part, 0) / max(1, total) for part in ("train", "valid", "test")}
-    if not total or (shares["test"] <= 2 * split.test and shares["train"] >= 0.5): return
-    (valid, test), = look.ask(f"SELECT quantile_disc(__time, {1 - split.valid - split.test}), quantile_disc(__time, {1 - split.test}) FROM X")
-    yield Finding("shares", "warning", ", ".join(split.time), f"{shares['train']:.0%} of the rows train, {shares['valid']:.0%} validate and {shares['test']:.0%} test: the split's dates are for other rows",
-                  f"under split, for {1 - split.valid - split.test:.0%}, {split.valid:.0%} and {split.test:.0%} of today's rows: valid_from: {valid}, test_from: {test}", counts.get("test", 0))
-
 def timing(look: Sampled) -> Iterator[Finding]:
     "Training rows that are not before the rows to be judged, and a split that does not ask for time where there is one."
     split, name = look.contract.split, ", ".join(look.contract.split.time)

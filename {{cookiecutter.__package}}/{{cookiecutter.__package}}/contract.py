@@ -169,6 +169,7 @@ class Contract(Strict):
         "The columns to learn from."
         return self.having(*LEARNT)
 
+# %% ../nbs/contract.ipynb #bd307a3e
 def _kind(labels: tuple[str, ...]) -> str:
     "As what a target is read: a regression's has no labels."
     if labels and set(labels) <= {"true", "false"}: return "BOOLEAN"
@@ -178,7 +179,7 @@ def _near(name: str, names: Iterable[str]) -> list[str]:
     "Names that may have been meant."
     return difflib.get_close_matches(name, list(names), n=3, cutoff=0.5) or list(names)[:8]
 
-# %% ../nbs/contract.ipynb #f1abd670
+# %% ../nbs/contract.ipynb #0716d970
 HEAD = """\
 # What a valid row is. Made from the table when the project was; yours to change: `prepare`, `predict` and the service obey it.
 # Roles: number, category, ordered (categories from the least to the most), boolean, date, text are learnt from;
@@ -233,7 +234,7 @@ def _flow(value: Any) -> Any:
     made.fa.set_flow_style()
     return made
 
-# %% ../nbs/contract.ipynb #b3f0c7f6
+# %% ../nbs/contract.ipynb #472b07b9
 def read(
     path: str | Path,  # schema.yaml
 ) -> Contract:
@@ -286,7 +287,7 @@ def _explain(path: str | Path, raw: Any, error: Mapping[str, Any]) -> str:
         message = f"{error['input']!r} is not one of {', '.join(allowed)}" + (f"; did you mean {near[0]!r}?" if near else "")
     return f"{path}, line {line}: {name + ': ' if name else ''}{message}"
 
-# %% ../nbs/contract.ipynb #d435a6cd
+# %% ../nbs/contract.ipynb #f6e1126c
 @dataclass(frozen=True)
 class Finding:
     "One thing that a check has found."
@@ -307,7 +308,7 @@ class Finding:
         shown = f" (for example {', '.join(self.examples)})" if self.examples else ""
         return f"{self.severity}: {self.column + ': ' if self.column else ''}{self.what}{shown}; {self.advice}"
 
-# %% ../nbs/contract.ipynb #887309d0
+# %% ../nbs/contract.ipynb #0a57cb53
 FITTING = ("missing_column", "new_type", "out_of_range", "unseen_category", "target")  # what the outcomes settle, not `accept`
 
 def unaccepted(

@@ -149,6 +149,7 @@ def _other_form(name: str, form: str, count: int) -> Finding:
     "A column that is written in another way than the contract knows: 1,234 may be a thousand or one and a bit."
     return Finding("new_type", "error", name, f"written as {form}, which schema.yaml does not say", f"set form: {form} at columns.{name} in schema.yaml where that is right, or mend the file", count)
 
+# %% ../nbs/prepare.ipynb #7b52009b
 def _marked(table: Table, rules: dict[str, Rule]) -> list[Finding]:
     "What stood for missing values; infinite numbers among it are worth a warning."
     found = []
@@ -186,7 +187,7 @@ def _strange(contract: Contract, kinds: dict[str, str], typed: dict[str, str]) -
     what = f"not among its classes {listed}" if listed else "not numbers, which a regression needs"
     return _Doubt("target", name, where, _text(quoted(name), kinds[name]), what, f"mend the file, or change columns.{name} in schema.yaml")
 
-# %% ../nbs/prepare.ipynb #17ba0791
+# %% ../nbs/prepare.ipynb #bd307a3e
 DONE = {"warn": ", taken as they are", "impute": ", taken for missing"}
 
 def _weighed(finding: Finding, contract: Contract) -> Finding:
@@ -223,7 +224,7 @@ def _extra(kinds: dict[str, str], contract: Contract) -> list[Finding]:
     "Columns that the contract does not know are left out."
     return [Finding("extra_column", "info", name, "not in schema.yaml, so it is left out", "add it there to learn from it") for name in kinds if name not in contract.columns]
 
-# %% ../nbs/prepare.ipynb #0716d970
+# %% ../nbs/prepare.ipynb #b3f0c7f6
 def when(
     contract: Contract,  # whose split may have a time
 ) -> str:  # a TIMESTAMP
@@ -254,7 +255,7 @@ def _by_time(contract: Contract) -> str:
     return (f"CASE WHEN __time < {start(split.valid_from - split.gap)} THEN 'train' WHEN __time < {start(split.valid_from)} THEN NULL"
             f" WHEN __time < {start(split.test_from - split.gap)} THEN 'valid' WHEN __time < {start(split.test_from)} THEN NULL WHEN __time IS NOT NULL THEN 'test' END")
 
-# %% ../nbs/prepare.ipynb #9e6a55b6
+# %% ../nbs/prepare.ipynb #91032ad7
 def split(
     fit: Rows,  # what `conform` gives
     contract: Contract,
@@ -278,7 +279,7 @@ def _chosen(con: duckdb.DuckDBPyConnection, sql: str, contract: Contract) -> dic
         chosen |= dict(zip([group for group, in few if group not in chosen], ("train", "test", "valid"), strict=False))
     return chosen
 
-# %% ../nbs/prepare.ipynb #92cfceb3
+# %% ../nbs/prepare.ipynb #98fbc42f
 def write(
     fit: Rows,  # what `conform` gives
     contract: Contract,
@@ -302,7 +303,7 @@ def _check_part(con: duckdb.DuckDBPyConnection, path: Path, part: str, contract:
     lost = [label for label, shown in zip(goal(contract).classes, goal(contract).labels, strict=True) if label not in seen]
     if lost: raise ValueError(f"split: no row of class {lost[0]!r} is in {part}; each split needs one of each class: change 'split' in schema.yaml, bring more rows, or drop the class")
 
-# %% ../nbs/prepare.ipynb #98fbc42f
+# %% ../nbs/prepare.ipynb #fe2ef495
 CATEGORIES = 255  # a category column keeps its most frequent values, at most so many
 RARE = 2  # training rows that a category needs at least
 TERMS = 10_000  # of a text column, at most
@@ -350,7 +351,7 @@ def _spelled(column: Column, con: duckdb.DuckDBPyConnection, sql: str, target: T
         return replace(column, categories=tuple(sorted(v for v, _ in most)))
     return replace(column, **_terms(con.sql(f"SELECT {name} AS text, {quoted(target.name)} AS y FROM ({sql})").df(), target)) if column.type == "text" else column
 
-# %% ../nbs/prepare.ipynb #fb644351
+# %% ../nbs/prepare.ipynb #827bfc45
 def _terms(
     frame: pd.DataFrame,  # `text` and the target `y`
     target: Target,

@@ -253,8 +253,8 @@ def markers(
     "The markers of missing values, other than nothing, of each column that holds any."
     if not names: return {}
     text = {n: f"trim({quoted(n)}::VARCHAR, {SPACES})" for n in names}
-    listed = f"({', '.join(literal(m) for m in MISSING if m and (nan or m != 'nan'))})"
-    found = rows(con, f"SELECT {', '.join(f'histogram({t}) FILTER ({t} IN {listed} OR regexp_full_match({t}, {literal(INFINITE)}))' for t in text.values())} FROM ({source})")[0]
+    sought = f"({', '.join(literal(m) for m in MISSING if m and (nan or m != 'nan'))})"
+    found = rows(con, f"SELECT {', '.join(f'histogram({t}) FILTER ({t} IN {sought} OR regexp_full_match({t}, {literal(INFINITE)}))' for t in text.values())} FROM ({source})")[0]
     return {name: dict(sorted(counts.items())) for name, counts in zip(names, found, strict=True) if counts}
 
 def listed(
