@@ -12,7 +12,7 @@ export UV_FIND_LINKS ?= $(LINKS)
 endif
 PYTEST := $(UV) run --quiet pytest
 
-.PHONY: help demo test torture bench-runs bench-size bench-tables test-fast bake take clean
+.PHONY: help demo test torture torture-tuning bench-runs bench-size bench-projects bench-tables bench-tuning test-fast bake take clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,8 +25,8 @@ $(CURDIR)/.tools/bin/uv:
 demo: $(UV) ## generate a project on real data, run it, serve it, ask it
 	@$(UV) run --quiet python tools/demo.py
 
-test: $(UV) ## all tests, an hour
-	@$(PYTEST) tests
+test: $(UV) ## all tests, an hour; two files at a time
+	@$(PYTEST) tests -n 2 --dist loadfile
 
 torture: $(UV) ## batches under 100 kills at random moments with each engine; a quarter of an hour
 	@LABLINE_KILLS=100 $(PYTEST) tests/test_batches.py -k torture -o timeout=3600
@@ -44,13 +44,22 @@ bench-size: $(UV) ## ten million rows, read, checked and split, beside pandas.re
 TABLES := adult:adult.csv:income mammography:mammography.parquet:auto german:german_credit.jsonl:auto penguins:penguins.csv:species \
 	automobiles:automobiles.csv:price diamonds:diamonds.csv.gz:price beijing:beijing_pm25.csv:pm2.5 movies:movie_reviews.parquet:auto
 
-bench-tables: SHARED := UV_PROJECT_ENVIRONMENT=$(CURDIR)/bench/tables/env-projects
-bench-tables: $(UV) ## how good the models are beside FLAML and AutoGluon, on the eight tables of ../shared/data: into docs/benchmarks.md; three quarters of an hour
+bench-tables bench-tuning bench-projects: SHARED := UV_PROJECT_ENVIRONMENT=$(CURDIR)/bench/tables/env-projects
+
+bench-projects: $(UV)
 	@for each in $(TABLES); do IFS=: read -r name file target <<< "$$each"; \
 	if [ ! -f bench/tables/$$name/build/prepare/schema.json ]; then rm -rf bench/tables/$$name; \
 	$(UV) run --quiet env $(SHARED) cookiecutter . --no-input --output-dir bench/tables project=$$name data=$(abspath ../shared/data)/$$file target=$$target; \
 	(cd bench/tables/$$name && $(SHARED) $(UV) run --no-sync dvc repro prepare); fi; done
+
+bench-tables: bench-projects ## how good the models are beside FLAML and AutoGluon, on the eight tables of ../shared/data: into docs/benchmarks.md; three quarters of an hour
 	@OMP_WAIT_POLICY=PASSIVE bench/tables/env-projects/bin/papermill notebooks/bench_tables.ipynb bench/bench_tables.ipynb -p projects bench/tables -p docs docs/benchmarks.md
+
+bench-tuning: bench-projects ## what a search is worth beside FLAML, AutoGluon and a plain loop; six hours, and goes on where it was stopped
+	@bench/tables/env-projects/bin/papermill notebooks/bench_tuning.ipynb bench/bench_tuning.ipynb -p projects bench/tables -p work bench/tuning -p docs docs/benchmarks.md
+
+torture-tuning: $(UV) ## a search under 50 kills of its driver, its workers and its database; ten minutes
+	@LABLINE_KILLS=50 $(PYTEST) tests/test_tune.py -k test_kills -o timeout=3600
 
 test-fast: $(UV) ## an answer in two minutes
 	@$(PYTEST) tests -m "not slow"

@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,3 +155,55 @@ def ready(client: httpx.Client) -> bool:
         return client.get("/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+SECRET = "hunter2-of-the-day"
+
+
+class Postgres:
+    """A PostgreSQL server of the test's own, on loopback, which wants a password."""
+
+    def __init__(self, bin: Path, folder: Path) -> None:
+        self.bin, self.folder, self.port = bin, folder, random.Random(os.getpid()).randint(20000, 40000)
+        self.as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+        folder.mkdir(mode=0o777)
+        folder.chmod(0o777)
+        (folder / "password").write_text(SECRET)
+        self.do("initdb", "-D", str(folder / "data"), "-U", "me", "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", "--locale=C.UTF-8")
+        self.start()
+
+    def start(self) -> None:
+        """Start the server; it answers when this returns."""
+        self.do("pg_ctl", "-D", str(self.folder / "data"), "-w", "-l", str(self.folder / "log"), "-o", f"-p {self.port} -h 127.0.0.1 -k {self.folder}", "start")
+
+    def kill(self) -> None:
+        """End the server at once, in the middle of what it does."""
+        self.do("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "stop")
+
+    def do(self, program: str, *arguments: str) -> str:
+        """Run one of the server's programs; its output."""
+        done = subprocess.run([*self.as_user, str(self.bin / program), *arguments], capture_output=True, text=True, env=environment(PGPASSWORD=SECRET), cwd="/")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def sql(self, text: str) -> str:
+        """Run a statement."""
+        return self.do("psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "me", "-d", "postgres", "-At", "-c", text)
+
+    def address(self, what: str) -> str:
+        """The address of a table or query."""
+        return f"postgresql://me@127.0.0.1:{self.port}/postgres?{what}"
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[Postgres]:
+    """An empty server."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(p) for p in [shutil.which("initdb")] if p]
+    if not found:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="labline-postgres-"))  # not below pytest's: each session of it shuts that to the server's user
+    folder.chmod(0o777)
+    server = Postgres(found[-1].parent, folder / "server")
+    yield server
+    server.kill()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,7 @@ import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Done, cookiecutter, environment, generated, in_project, run, table
+from conftest import SECRET, Done, Postgres, cookiecutter, environment, generated, in_project, run, table
 
 pytestmark = pytest.mark.slow
 ROWS = 5000
@@ -403,53 +403,15 @@ def test_generation_refuses_a_broken_file(name: str, tmp_path: Path, shared_envi
 
 # Databases
 
-SECRET = "hunter2-of-the-day"
-
-
-class Postgres:
-    """A PostgreSQL server of the test's own, on loopback, which wants a password."""
-
-    def __init__(self, bin: Path, folder: Path) -> None:
-        self.bin, self.folder, self.port = bin, folder, random.Random(os.getpid()).randint(20000, 40000)
-        self.as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        folder.mkdir(mode=0o777)
-        folder.chmod(0o777)
-        (folder / "password").write_text(SECRET)
-        self.do("initdb", "-D", str(folder / "data"), "-U", "me", "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", "--locale=C.UTF-8")
-        self.do("pg_ctl", "-D", str(folder / "data"), "-w", "-l", str(folder / "log"), "-o", f"-p {self.port} -h 127.0.0.1 -k {folder}", "start")
-
-    def do(self, program: str, *arguments: str) -> str:
-        """Run one of the server's programs; its output."""
-        done = subprocess.run([*self.as_user, str(self.bin / program), *arguments], capture_output=True, text=True, env=environment(PGPASSWORD=SECRET), cwd="/")
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def sql(self, text: str) -> str:
-        """Run a statement."""
-        return self.do("psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "me", "-d", "postgres", "-At", "-c", text)
-
-    def address(self, what: str) -> str:
-        """The address of a table or query."""
-        return f"postgresql://me@127.0.0.1:{self.port}/postgres?{what}"
-
-
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres(postgres_server: Postgres) -> Postgres:
     """A server with a table of customers and a large one."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(p) for p in [shutil.which("initdb")] if p]
-    if not found:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    for parent in (folder := tmp_path_factory.mktemp("postgres")).parents:
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/tmp") and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o711)
-    folder.chmod(0o777)
-    server = Postgres(found[-1].parent, folder / "server")
+    server = postgres_server
     server.sql("CREATE TABLE customers AS SELECT i AS id, 20 + i % 50 AS age, (i * 1.5)::numeric(9, 2) AS paid, CASE WHEN i % 7 = 0 THEN NULL ELSE 'city ' || i % 5 END AS city,"
                " date '2024-01-01' + i AS since, i % 3 = 0 AS churned FROM generate_series(1, 300) i")
     server.sql("CREATE TABLE large AS SELECT i, md5(i::text) AS t FROM generate_series(1, 400000) i")
     server.sql("CREATE SEQUENCE visitors")
-    yield server
-    server.do("pg_ctl", "-D", str(server.folder / "data"), "-m", "immediate", "stop")
+    return server
 
 
 def fetch(project: Path, address: str, **more: str) -> Done:

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.compose import ColumnTransformer
 
 from .features import DAY, encode, slots
-from .models import Model
+from .models import TINY, Blend, Model
 from .schema import Column, Schema, Target
 from .service import FILES, NEAR_ZERO, Predictor, verify
 
@@ -151,18 +151,30 @@ def to_onnx(
     model: Model,  # fitted
 ) -> onnx.ModelProto:  # input `rows` float64 [n, columns]; output `probabilities` [n, classes] or `prediction` [n], float64
     "The model as an ONNX graph, the same bytes for the same model."
-    graph, task = Graph(), model.schema.target.task
-    if model.family == "net": margins = _net(graph, model.base)
-    else:
-        head = _linear if model.family == "linear" else _boosting
-        margins = head(graph, model.base["model"], _features(graph, model.base["features"]))
-    if task == "classification":
-        scaled = graph.node("Mul", margins, graph.constant(np.float64(model.estimator.scale_)))
-        shifted = graph.node("Add", scaled, graph.constant(model.estimator.shift_.astype(np.float64)))
-        graph.node("Softmax", shifted, axis=1)
-        return _model(graph, "probabilities", len(slots(model.schema)), [None, len(model.schema.target.classes)])
-    graph.node("Reshape", margins, graph.constant(np.array([-1])))
-    return _model(graph, "prediction", len(slots(model.schema)), [None])
+    graph, classes = Graph(), len(model.schema.target.classes)
+    _answer(graph, model)
+    return _model(graph, "probabilities" if classes else "prediction", len(slots(model.schema)), [None, classes] if classes else [None])
+
+def _answer(graph: Graph, model: Model) -> str:
+    "A model's probabilities [rows, classes], or predictions [rows]."
+    margins = _margins(graph, model)
+    if not model.schema.target.classes: return graph.node("Reshape", margins, graph.constant(np.array([-1])))
+    scaled = graph.node("Mul", margins, graph.constant(np.float64(model.estimator.scale_)))
+    shifted = graph.node("Add", scaled, graph.constant(model.estimator.shift_.astype(np.float64)))
+    return graph.node("Softmax", shifted, axis=1)
+
+def _margins(graph: Graph, model: Model) -> str:
+    "Margins, or predictions: float64 [rows, outputs]."
+    if model.family == "net": return _net(graph, model.base)
+    if model.family == "blend": return _blend(graph, model.base, bool(model.schema.target.classes))
+    head = _linear if model.family == "linear" else _boosting
+    return head(graph, model.base["model"], _features(graph, model.base["features"]))
+
+def _blend(graph: Graph, blend: Blend, is_classification: bool) -> str:
+    "The weighted mean of the members' answers; for classes its logarithm."
+    parts = [graph.node("Mul", _answer(graph, model), graph.constant(np.float64(w))) for w, model in zip(blend.weights, blend.models, strict=True)]
+    mean = graph.node("Sum", *parts)
+    return graph.node("Log", graph.node("Max", mean, graph.constant(np.float64(TINY)))) if is_classification else mean
 
 def _model(graph: Graph, output: str, columns: int, shape: list[int | None]) -> onnx.ModelProto:
     "The finished graph, checked; its last node's value is the output."

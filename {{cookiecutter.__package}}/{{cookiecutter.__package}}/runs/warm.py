@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -75,7 +76,7 @@ def warm_up(
     "Import libraries, and the kernel itself. What cannot be imported is left to the kernel, which will say why."
     os.environ["JPY_PARENT_PID"] = str(os.getpid())  # ipykernel asks when it is imported, and ends when its parent does
     for name in (*KERNEL, *names):
-        with suppress(Exception): importlib.import_module(name)
+        with suppress(Exception), warnings.catch_warnings(action="ignore"): importlib.import_module(name)  # tqdm misses a widget
     gc.collect()
     gc.freeze()  # what is here is never garbage: collections in the children leave its pages shared
     return _unsafe()
@@ -196,6 +197,7 @@ def main() -> None:
     while children := psutil.Process().children():
         kill_tree(child.pid for child in children)
         for _ in _ended(): pass
+    os._exit(0)  # what extension modules, such as DuckDB, have to say when Python ends is no news
 
 # %% ../../nbs/runs/warm.ipynb #f1abd670
 class Forked:
