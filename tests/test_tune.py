@@ -212,16 +212,28 @@ def test_nothing_works(more: list[str], project: Path) -> None:
         assert (project / re.search(r"read (runs/\S+/notebook.ipynb)", done.err)[1]).exists(), done.err
 
 
-def test_a_blend_is_a_model_like_others(project: Path) -> None:
-    """Adopted, a blend goes through the pipeline: trained, evaluated, packaged with parity."""
+def test_bag(project: Path) -> None:
+    """What is released is a bag of five, judged as one; on request it is one model."""
+    search = ["churn", "tune", "--family", "boosting", "--minutes", "5", "--trials", "3", "--study", "build/bag"]
+    said, found = in_project(project, *search), read_json(project / "build/bag/found.json")
+    assert found["parameters"]["bag"] == 5 and "chosen, not bagged" in found["families"] and "not a bag" not in said, said
+    assert sorted(p.name for p in (project / "build/bag/model").glob("member*")) == [f"member{i}" for i in range(5)] and max(found["parity"].values()) < 1e-5
+    said, found = in_project(project, *search, "--bag", "0"), read_json(project / "build/bag/found.json")
+    assert found["parameters"]["bag"] == 0 and "one model, not a bag of several: not asked for" in said
+    assert not list((project / "build/bag/model").glob("member*")) and sum(found["trials"].values()) >= 3  # the search was done already
+
+
+def test_a_bag_of_blends_is_a_model_like_others(project: Path) -> None:
+    """Adopted, a blend, each of its members once for each part, goes through the pipeline: trained, evaluated, packaged with parity."""
     members = [{"weight": 2, "family": "boosting", "max_iter": 30}, {"weight": 1, "family": "linear"}, {"weight": 1, "family": "net", "epochs": 3, "width": 16}]
     (project / "build/blend").mkdir(parents=True)
-    (project / "build/blend/found.json").write_text(json.dumps({"parameters": {"family": "blend", "blend_members": json.dumps(members)}}))
+    (project / "build/blend/found.json").write_text(json.dumps({"parameters": {"family": "blend", "blend_members": json.dumps(members), "bag": 2}}))
     before = (project / "params.yaml").read_text()
     in_project(project, "churn", "adopt", "build/blend", "--yes")
     try:
         in_project(project, "dvc", "repro", "package")
-        assert read_json(project / "build/model/manifest.json")["family"] == "blend"
+        assert read_json(project / "build/model/manifest.json")["family"] == "blend" and (project / "build/train/model/member1/member2/model.json").exists()
+        assert read_json(project / "build/train/metrics.json")["valid"]["roc_auc"] > 0.9
         assert read_json(project / "build/evaluate/metrics.json")["roc_auc"]["value"] > 0.9
     finally:
         (project / "params.yaml").write_text(before)

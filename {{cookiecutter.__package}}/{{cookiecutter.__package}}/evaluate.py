@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['ALONE', 'BASELINES', 'LOWER', 'VALID', 'Part', 'COLOURS', 'LINES', 'STYLE', 'Answer', 'ask', 'trivial', 'scores',
-           'score', 'resample', 'compare', 'number', 'overview', 'verdict', 'predictions', 'cross_validate', 'fold',
-           'refit', 'axes', 'save', 'short', 'plot_roc', 'plot_precision_recall', 'plot_calibration', 'plot_confusion',
-           'plot_scores', 'plot_predicted', 'plot_residuals', 'plot_errors', 'plots', 'groups', 'association']
+           'score', 'resample', 'compare', 'number', 'overview', 'verdict', 'predictions', 'cross_validate', 'Fold',
+           'fold', 'refit', 'axes', 'save', 'short', 'plot_roc', 'plot_precision_recall', 'plot_calibration',
+           'plot_confusion', 'plot_scores', 'plot_predicted', 'plot_residuals', 'plot_errors', 'plots', 'groups',
+           'association']
 
 # %% ../nbs/evaluate.ipynb #da4b9237
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import matplotlib.pyplot as plt
@@ -25,7 +26,7 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
-from .data import matrix, positions
+from .data import matrix, parts, positions
 from .schema import SPLIT, Column, Schema, Target
 
 # %% ../nbs/evaluate.ipynb #1b645389
@@ -237,13 +238,22 @@ VALID = 0.15 / 0.85  # share of a fold's training rows that validate, as in the 
 
 Part = tuple[np.ndarray, np.ndarray]  # a matrix, float64 [rows, slots], and the target
 
+class Fold(NamedTuple):
+    "Rows to fit to, to stop and calibrate by, and to answer."
+    schema: Schema  # as measured on the first
+    train: Part
+    valid: Part
+    test: Part
+    parts: np.ndarray | None = None  # of a bag: see `data.parts`
+
 def fold(
     schema: Schema,  # whose columns to measure again
     frame: pd.DataFrame,  # rows that `prepare` wrote
     train: np.ndarray,  # positions of the rows to fit to
     test: np.ndarray,  # positions of the rows to answer
-) -> tuple[Schema, Part, Part, Part]:  # as measured on the rows to fit to; these, those that stop and calibrate, and those to answer
-    "A fold's matrices."
+    bag: int = 0,  # parts of the rows to fit to and to stop by
+) -> Fold:
+    "A fold's matrices. Raises ValueError for rows that cannot be parted."
     from {{cookiecutter.__package}}.prepare import measure
 
     known = frame.iloc[train]
@@ -253,24 +263,23 @@ def fold(
     con.register("rows", known[~last])
     schema = measure(schema, con, "SELECT * FROM rows")
     con.close()
-    X, y = matrix(frame, schema), positions(frame[schema.target.name], schema.target)
-    return schema, *((X[places], y[places]) for places in (train[~last.to_numpy()], train[last.to_numpy()], test))
+    X, y, last = matrix(frame, schema), positions(frame[schema.target.name], schema.target), last.to_numpy()
+    fit_to, stop_by = train[~last], train[last]
+    made = parts(frame.iloc[np.concatenate([fit_to, stop_by])], schema.target, bag) if bag else None
+    return Fold(schema, *((X[places], y[places]) for places in (fit_to, stop_by, test)), made)
 
 def refit(
-    family: str,  # "linear", "boosting" or "net"
     schema: Schema,  # whose columns to measure again
-    parameters: Mapping[str, Any],  # of the train notebook: seed, threads, class_weight, and those that begin with the family's name
+    parameters: Mapping[str, Any],  # of the train notebook
     frame: pd.DataFrame,  # rows that `prepare` wrote
     train: np.ndarray,  # positions of the rows to fit to
     test: np.ndarray,  # positions of the rows to answer
 ) -> tuple[np.ndarray, Answer]:  # the truth and the model's answer
-    "Fit a family to some rows, and ask it of others."
-    from {{cookiecutter.__package}}.models import fit
+    "Fit to some rows what the parameters say, and ask it of others."
+    from {{cookiecutter.__package}}.models import learn
 
-    schema, fit_to, stop_by, (X, y) = fold(schema, frame, train, test)
-    common = {name: parameters[name] for name in ("seed", "threads", "class_weight")}
-    settings = {name.removeprefix(f"{family}_"): value for name, value in parameters.items() if name.startswith(f"{family}_")}
-    return y, ask(fit(family, schema, fit_to, stop_by, **common, **settings), X, schema.target.task)
+    part = fold(schema, frame, train, test, parameters.get("bag", 0))
+    return part.test[1], ask(learn(parameters, part.schema, part.train, part.valid, part.parts), part.test[0], schema.target.task)
 
 def _with_every_class(labels: pd.Series, last: pd.Series) -> pd.Series:
     "The same rows, but each class has one of its rows on both sides."

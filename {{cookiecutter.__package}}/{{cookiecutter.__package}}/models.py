@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TINY', 'FAMILIES', 'SPACES', 'RIDGE', 'TRUSTED', 'Member', 'Blend', 'Between', 'margins', 'calibration',
-           'best_threshold', 'Calibrated', 'Model', 'fit', 'scores', 'select', 'save', 'load']
+           'best_threshold', 'Calibrated', 'Model', 'fit', 'bag', 'own', 'learn', 'scores', 'select', 'save', 'load']
 
 # %% ../nbs/models.ipynb #da4b9237
 import io
 import json
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,11 +202,33 @@ class Calibrated(ClassifierMixin, BaseEstimator):
         y: np.ndarray,  # their labels
     ) -> "Calibrated":
         "Fit scale, shifts and threshold."
+        return self.adjust(margins(self.estimator, X), y)
+
+    def adjust(
+        self,
+        z: np.ndarray,  # margins of rows that the estimator has not learnt from, float64 [rows, classes]
+        y: np.ndarray,  # their labels
+    ) -> "Calibrated":
+        "Fit scale, shifts and threshold to margins."
         self.classes_ = self.estimator.classes_
         codes = np.searchsorted(self.classes_, y)
-        self.scale_, self.shift_ = calibration(margins(self.estimator, X), codes)
-        self.threshold_ = best_threshold(self.predict_proba(X)[:, 1], codes) if len(self.classes_) == 2 else None
+        self.scale_, self.shift_ = calibration(z, codes)
+        self.threshold_ = best_threshold(self.adjusted(z)[:, 1], codes) if len(self.classes_) == 2 else None
         return self
+
+    def adjusted(
+        self,
+        z: np.ndarray,  # margins, float64 [rows, classes]
+    ) -> np.ndarray:  # float64 [rows, classes]
+        "The calibrated probabilities of margins."
+        return softmax(self.scale_ * log_softmax(z, axis=1) + self.shift_, axis=1)
+
+    def decided(
+        self,
+        p: np.ndarray,  # calibrated probabilities, float64 [rows, classes]
+    ) -> np.ndarray:  # labels [rows]
+        "The class: by the threshold where there are two, else the likeliest."
+        return self.classes_[p.argmax(1) if self.threshold_ is None else (p[:, 1] >= self.threshold_).astype(int)]
 
     def predict_proba(
         self,
@@ -214,15 +236,14 @@ class Calibrated(ClassifierMixin, BaseEstimator):
     ) -> np.ndarray:  # float64 [rows, classes]
         "Calibrated probabilities."
         check_is_fitted(self, "scale_")
-        return softmax(self.scale_ * log_softmax(margins(self.estimator, X), axis=1) + self.shift_, axis=1)
+        return self.adjusted(margins(self.estimator, X))
 
     def predict(
         self,
         X: np.ndarray,  # float64 [rows, columns]
     ) -> np.ndarray:  # labels [rows]
-        "The class: by the threshold where there are two, else the likeliest."
-        p = self.predict_proba(X)
-        return self.classes_[p.argmax(1) if self.threshold_ is None else (p[:, 1] >= self.threshold_).astype(int)]
+        "The class that is decided for."
+        return self.decided(self.predict_proba(X))
 
 # %% ../nbs/models.ipynb #b6692ea5
 @dataclass(frozen=True)
@@ -232,6 +253,7 @@ class Model:
     schema: Schema
     estimator: BaseEstimator  # `Calibrated` for a classification
     curve: tuple[dict[str, float], ...] = ()  # losses of each epoch or iteration: {"train": …, "valid": …}; not saved
+    held: tuple[np.ndarray, np.ndarray | None] | None = None  # a bag's answers to the validation rows, each by members that have not learnt from it; not saved
 
     @property
     def threshold(self) -> float | None:
@@ -256,6 +278,13 @@ class Model:
     ) -> np.ndarray:  # float64 [rows, classes]
         "The calibrated probabilities of a classification."
         return self.estimator.predict_proba(X)
+
+    def answers(
+        self,
+        X: np.ndarray,  # float64 [rows, columns], from `features.encode`
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        "The predictions, and the probabilities of a classification."
+        return self.predict(X), self.predict_proba(X) if self.schema.target.classes else None
 
 # %% ../nbs/models.ipynb #972a67c4
 def fit(
@@ -290,20 +319,68 @@ def _check(family: str, schema: Schema, y: np.ndarray, class_weight: str) -> Non
     if absent := sorted(set(range(len(classes))) - set(y.tolist()) if classes else []):
         raise ValueError(f"training rows: none has class {classes[absent[0]]!r}; split the rows by class")
 
+# %% ../nbs/models.ipynb #7f42f264
+def bag(
+    family: str,  # as for `fit`
+    schema: Schema,
+    train: tuple[np.ndarray, np.ndarray],  # X float64 [rows, columns]; y class positions, or values
+    valid: tuple[np.ndarray, np.ndarray],  # the same
+    parts: np.ndarray,  # the part, from 0, of each training row and then of each validation row; see `data.parts`
+    *,
+    checkpoints: str | Path | None = None,
+    **settings: Any,  # what else `fit` takes
+) -> Model:  # a blend of as many models as there are parts
+    "Fit a family once for each part, which stops that model and no other. Raises what `fit` does."
+    X, y, classes = np.concatenate([train[0], valid[0]]), np.concatenate([train[1], valid[1]]), schema.target.classes
+    models, held = [], np.empty((len(y), len(classes)) if classes else len(y))
+    for i in range(parts.max() + 1):
+        out = parts == i
+        models.append(fit(family, schema, (X[~out], y[~out]), (X[out], y[out]), checkpoints=Path(checkpoints, str(i)) if checkpoints else None, **settings))
+        held[out] = models[i].predict_proba(X[out]) if classes else models[i].predict(X[out])
+    blend, last = Blend(models, [1 / len(models)] * len(models)), slice(len(train[1]), None)
+    if not classes: return Model("blend", schema, blend, held=(held[last], None))
+    z = np.log(np.maximum(held, TINY))
+    calibrated = Calibrated(FrozenEstimator(blend)).adjust(z, y)
+    p = calibrated.adjusted(z[last])
+    return Model("blend", schema, calibrated, held=(calibrated.decided(p), p))
+
+# %% ../nbs/models.ipynb #147c5983
+def own(
+    family: str,
+    parameters: Mapping[str, Any],  # of the train notebook
+) -> dict[str, Any]:  # by the names that `fit` takes
+    "A family's own settings: the parameters that begin with its name."
+    return {name.removeprefix(f"{family}_"): value for name, value in parameters.items() if name.startswith(f"{family}_")}
+
+def learn(
+    parameters: Mapping[str, Any],  # of the train notebook: family, seed, threads, class_weight, bag, and the family's own
+    schema: Schema,
+    train: tuple[np.ndarray, np.ndarray],  # X float64 [rows, columns]; y class positions, or values
+    valid: tuple[np.ndarray, np.ndarray],  # the same
+    parts: np.ndarray | None = None,  # of a bag: see there
+    *,
+    checkpoints: str | Path | None = None,
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,  # of one fit; a bag's are not called
+) -> Model:
+    "Fit what the parameters say. Raises what `fit` does."
+    family = parameters["family"]
+    settings = {name: parameters[name] for name in ("seed", "threads", "class_weight")} | own(family, parameters)
+    if parameters.get("bag"): return bag(family, schema, train, valid, parts, checkpoints=checkpoints, **settings)
+    return fit(family, schema, train, valid, checkpoints=checkpoints, on_epoch=on_epoch, **settings)
+
 # %% ../nbs/models.ipynb #761f22b2
 def scores(
-    model: Model,  # to judge
-    X: np.ndarray,  # float64 [rows, columns]
     y: np.ndarray,  # class positions, or values
+    prediction: np.ndarray,  # the same
+    p: np.ndarray | None = None,  # probabilities [rows, classes] of a classification
 ) -> dict[str, float]:  # log_loss, accuracy, f1_macro, roc_auc; or rmse, mae, r2
-    "The usual metrics of a model on some rows."
+    "The usual metrics of a model's answers."
     from sklearn import metrics
 
-    prediction = model.predict(X)
-    if not model.schema.target.classes:
+    if p is None:
         return {"rmse": float(metrics.root_mean_squared_error(y, prediction)),
                 "mae": float(metrics.mean_absolute_error(y, prediction)), "r2": float(metrics.r2_score(y, prediction))}
-    p, classes = model.predict_proba(X), range(len(model.schema.target.classes))
+    classes = range(p.shape[1])
     return {"log_loss": float(metrics.log_loss(y, p, labels=classes)), "accuracy": float(metrics.accuracy_score(y, prediction)),
             "f1_macro": float(metrics.f1_score(y, prediction, average="macro")),
             "roc_auc": float(metrics.roc_auc_score(y, p[:, 1] if len(classes) == 2 else p, multi_class="ovr", labels=classes))}
@@ -321,11 +398,11 @@ def _importance(schema: Schema, train: tuple, valid: tuple, places: list[list[in
     "How much worse boosting's first metric gets when each column's slots are shuffled together."
     model, rng = fit("boosting", schema, train, valid, seed=seed, threads=1), np.random.default_rng(seed)
     metric = "log_loss" if schema.target.classes else "rmse"
-    best, found = scores(model, *valid)[metric], []
+    best, found = scores(valid[1], *model.answers(valid[0]))[metric], []
     for place in places:
         X = valid[0].copy()
         X[:, place] = X[rng.permutation(len(X))][:, place]
-        found.append(scores(model, X, valid[1])[metric] - best)
+        found.append(scores(valid[1], *model.answers(X))[metric] - best)
     return found
 
 def select(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BEAT', 'SILENT', 'LOOK', 'LOST', 'DATABASE', 'TRIES', 'NOTEBOOK', 'DEATHS', 'ERRORS', 'POLL', 'PATIENCE', 'Job',
            'Orders', 'work', 'Crew', 'member', 'is_lost', 'reached', 'travelled', 'Processes', 'on_worker', 'Cluster',
-           'NotebookRuns', 'check', 'search', 'database']
+           'NotebookRuns', 'check', 'cores', 'search', 'database']
 
 # %% ../nbs/search.ipynb #da4b9237
 import json
@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .blend import kept
 from .models import SPACES
-from .trials import NAMELESS, NoDatabase, Plan, Rows, TimeUp, bury, draw, finished, gone, is_nameless, keep_best, me, objective, open_study, owed, said_by, sampler
+from .trials import NAMELESS, NoDatabase, Plan, Rows, TimeUp, bury, complete, draw, finished, gone, is_nameless, keep_best, me, objective, open_study, owed, said_by, sampler
 
 # %% ../nbs/search.ipynb #902ba3cd
 BEAT = 5.0  # seconds between two signs of life
@@ -71,7 +71,10 @@ def work(
         try: orders()
         except TimeUp: return
         study.sampler = sampler(job.plan, study, place)
-        study.optimize(run, n_trials=1, catch=(Exception,))  # a trial that fails is noted; a database that fails cannot note it, and is raised
+        try: study.optimize(run, n_trials=1, catch=(Exception,))  # a trial that fails is noted; a database that fails cannot note it, and is raised
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
+            if isinstance(error, ValueError) and "Cannot tell" not in str(error): raise
+            continue  # another driver took it for dead, and has ended it
 
 # %% ../nbs/search.ipynb #7b52009b
 class Crew(Protocol):
@@ -333,13 +336,17 @@ def check(
     if other := next((f for f in plan.families if f not in SPACES), None): raise ValueError(f"family: {other!r} is not one of {', '.join(SPACES)}, or all")
     for family in plan.families: plan.space(family)
 
+def cores() -> int:
+    "How many of this machine's cores are ours."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 def _crew(job: Job, study: optuna.Study, engine: str, workers: int, trial_runs: bool, gpus: int) -> Crew:
     "Who does the trials. Raises ValueError for an engine that is not there, or cannot reach the study."
     there = engine == "dask" or "://" in engine
     if engine != "local" and not there: raise ValueError(f"no engine is called {engine!r}; there are local, dask, and a scheduler's address such as tcp://host:8786")
     if "://" in engine and not trial_runs and job.url.startswith("sqlite") and urlsplit(engine).hostname not in ("127.0.0.1", "localhost", "::1"):
         raise ValueError("storage: the machines of a cluster cannot share a SQLite file; give them a server, postgresql://me@host/db, or let the trials be notebook runs (trial_runs)")
-    count = workers or (0 if "://" in engine else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    count = workers or (0 if "://" in engine else cores())
     if trial_runs: return NotebookRuns(job, study, count, engine, gpus)
     return Cluster(job, count, "" if engine == "dask" else engine) if there else Processes(job, count)
 
@@ -388,7 +395,7 @@ class _Driver:
 
     def progress(self) -> None:
         "Say it where the best trial is a new one."
-        if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)): return
+        if not complete(self.study): return
         best = self.study.best_trial
         if best.number != self.best: self.say(f"trial {best.number}: {self.metric} {best.value:.5g} ({best.params['family']}), after {finished(self.study)} trials")
         self.best = best.number

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'LARGE', 'EPOCHS', 'OTHERS', 'DONE', 'KEPT', 'LOOKS', 'COST', 'FAVOUR', 'ENOUGH', 'HEARTBEAT', 'RETRIES',
-           'NAME', 'NAMELESS', 'Plan', 'Rows', 'TimeUp', 'draw', 'settings', 'answer', 'finished', 'watch', 'keep_best',
-           'raw', 'judge', 'objective', 'me', 'pruner', 'next_family', 'sampler', 'again', 'Storage', 'storage',
-           'NoDatabase', 'said_by', 'refuse_password', 'open_study', 'owed', 'is_nameless', 'bury', 'gone']
+           'NAME', 'NAMELESS', 'Plan', 'Rows', 'TimeUp', 'draw', 'settings', 'answer', 'complete', 'sign', 'finished',
+           'watch', 'keep_best', 'raw', 'judge', 'objective', 'me', 'pruner', 'next_family', 'sampler', 'again',
+           'Storage', 'storage', 'NoDatabase', 'said_by', 'refuse_password', 'open_study', 'owed', 'is_nameless',
+           'bury', 'gone']
 
 # %% ../nbs/trials.ipynb #da4b9237
 import json
@@ -31,8 +32,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
 from . import blend, data
-from .evaluate import LOWER, Answer, ask, fold, score
-from .models import SPACES, Between, fit
+from .evaluate import LOWER, Answer, Fold, ask, fold, score
+from .models import SPACES, Between, learn
 from .schema import Schema
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is said here
@@ -53,6 +54,7 @@ class Plan:
     folds: int = 0  # 0: as many as the rows ask for
     rows: int = 100_000  # to search on, at most
     seed: int = 0
+    bag: int = 5  # parts of the bag that is released, where there is time for it; 0: one model
 
     @property
     def first(self) -> str:
@@ -96,17 +98,16 @@ class Rows:
         plan: Plan,
     ):
         self.plan, self.schema = plan, Schema.load(Path(plan.data) / "schema.json")
-        share = min(1.0, plan.rows / pq.read_metadata(Path(plan.data) / "train.parquet").num_rows)
-        self.frame = data.table(plan.data, "train") if share >= 1 else data.sample(plan.data, "train", share)
+        self.share = min(1.0, plan.rows / pq.read_metadata(Path(plan.data) / "train.parquet").num_rows)
+        self.frame = data.table(plan.data, "train", self.share)
         repeats = 3 if len(self.frame) < SMALL and "__time" not in self.frame else 1
         self.count = plan.folds or (3 if len(self.frame) >= LARGE else 5)
         self.places = [pair for r in range(repeats) for pair in data.folds(self.frame, self.schema.target, self.count, plan.seed + r)]
-        self.made: dict[int, tuple] = {}
+        self.made: dict[int, Fold] = {}
 
     def __len__(self) -> int: return len(self.places)
 
-    def __getitem__(self, i: int) -> tuple:
-        "A fold: its schema, and matrix and target of the rows to fit to, to stop by and to answer."
+    def __getitem__(self, i: int) -> Fold:
         if i not in self.made: self.made[i] = fold(self.schema, self.frame, *self.places[i])
         return self.made[i]
 
@@ -150,20 +151,30 @@ def settings(
 def answer(
     plan: Plan,
     chosen: Mapping[str, Any],  # as `settings` gives them
-    part: tuple,  # a fold
+    part: Fold,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,  # of a network: may raise what ends it
 ) -> tuple[np.ndarray, Answer]:  # the truth, and what the model says
     "Fit to a fold, and ask."
-    family, (schema, train, stop, (X, y)) = chosen["family"], part
-    values = {**plan.defaults, **chosen}
-    own = {name.removeprefix(f"{family}_"): value for name, value in values.items() if name.startswith(f"{family}_")}
-    model = fit(family, schema, train, stop, seed=plan.seed, threads=1, class_weight=values["class_weight"], on_epoch=on_epoch if family == "net" else None, **own)
-    return y, ask(model, X, schema.target.task)
+    values = {**plan.defaults, "bag": 0, **chosen, "seed": plan.seed, "threads": 1}
+    model = learn(values, part.schema, part.train, part.valid, part.parts, on_epoch=on_epoch if chosen["family"] == "net" else None)
+    return part.test[1], ask(model, part.test[0], part.schema.target.task)
 
 # %% ../nbs/trials.ipynb #0716d970
 EPOCHS = (8, 16, 32)  # at which a network is compared with the others
 OTHERS = 4  # at least, to be compared with
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+def complete(
+    study: optuna.Study,
+) -> list[FrozenTrial]:
+    "Trials with every fold."
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+def sign(
+    study: optuna.Study,
+) -> int:
+    "1 where more is better, -1 where less is."
+    return 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
 
 def finished(
     study: optuna.Study,
@@ -200,9 +211,8 @@ def keep_best(
     said: list[np.ndarray],  # its answers, of each fold
 ) -> None:
     "Keep a trial's answers if it is among its family's best, and no others than those."
-    sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
-    complete = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if t.params["family"] == family]
-    ranked = [other for _, other in sorted([(-sign * value, number), *((-sign * t.value, t.number) for t in complete)])]
+    others = [t for t in complete(study) if t.params["family"] == family]
+    ranked = [other for _, other in sorted([(-sign(study) * value, number), *((-sign(study) * t.value, t.number) for t in others)])]
     if number in ranked[:KEPT]: blend.keep(answers, number, said)
     for other in ranked[KEPT:]: Path(answers, f"{other}.npz").unlink(missing_ok=True)
 
@@ -287,10 +297,9 @@ def next_family(
     number: int,  # of the trial
 ) -> str:
     "The family to try."
-    trials, sign = study.get_trials(deepcopy=False), 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
+    trials, found = study.get_trials(deepcopy=False), complete(study)
     counts = {family: sum(t.params.get("family") == family for t in trials) for family in plan.families}
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    best = max(complete, key=lambda t: sign * t.value).params["family"] if complete else ""
+    best = max(found, key=lambda t: sign(study) * t.value).params["family"] if found else ""
     left = [family for family in plan.families if counts[family] < ENOUGH * len(plan.space(family))] or list(plan.families)
     weights = np.array([(FAVOUR if family == best else 1) / COST.get(family, max(COST.values())) for family in left])
     return left[np.random.default_rng([plan.seed, number]).choice(len(left), p=weights / weights.sum())]

@@ -76,6 +76,7 @@ def tune(
     engine: Annotated[str, typer.Option(help="local, dask, or the address of a Dask scheduler such as tcp://host:8786.")] = "local",
     trial_runs: Annotated[bool, typer.Option("--trial-runs", help="Each trial is a run of the trial notebook, to look into; takes longer.")] = False,
     gpus: Annotated[int, typer.Option(help="GPUs for each such run.", min=0)] = 0,
+    bag: Annotated[int, typer.Option(help="Models in the one that is released, where there is time for them; 0: one.", min=0, max=100)] = 5,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     rows: Annotated[int, typer.Option(help="Training rows to search on, at most.", min=1)] = 100_000,
     storage: Annotated[str, typer.Option(help="The study's database; none: study.db in the folder.")] = "",
@@ -89,7 +90,7 @@ def tune(
         os.chdir(find_root())
         from {{cookiecutter.__package}}.tune import make_plan, stopped, told, tune
 
-        plan = make_plan("build/prepare", family, metric, rows, seed)
+        plan = make_plan("build/prepare", family, metric, rows, seed, bag)
         try: print(*told(tune(plan, study, minutes, trials, workers, storage, engine, trial_runs, gpus)[1]), sep="\n")
         except KeyboardInterrupt:
             print(*stopped(plan, study, storage), sep="\n")
