@@ -122,16 +122,16 @@ def folds(
     y = frame[target.name].astype(str) if target.classes else None
     return list(kind(count, shuffle=True, random_state=seed).split(frame, y, groups=frame["__group"]))
 
-# %% ../nbs/data.ipynb #dde42e59
+# %% ../nbs/data.ipynb #c7283c8b
 def parts(
     frame: pd.DataFrame,  # rows that `prepare` wrote
     target: Target,
     count: int,
 ) -> np.ndarray:  # int64 [rows]: from 0 to count - 1
     "The part that each row belongs to. Raises ValueError for rows that cannot be parted."
+    if "__time" in frame: raise ValueError("bag: where rows are split by time, the last of them should stop all models; set it to 0")
     if count < 2: raise ValueError(f"bag: {count} is no number of parts; set it to 0, or to 2 and more")
     found = (frame["__group"] % count).to_numpy(dtype=np.int64)
-    if "__time" in frame: found = ((frame["__time"].rank(method="first") - 1) * count // len(frame)).to_numpy(dtype=np.int64)
     if len(set(found)) < count: raise ValueError(f"bag: {len(frame)} rows are too few for {count} parts; set it to 0, or to fewer")
     for label in target.classes:
         if len(set(found[(frame[target.name] == label).to_numpy()])) < 2: raise ValueError(f"bag: the rows of class {label!r} are all in one of {count} parts; set it to 0")
