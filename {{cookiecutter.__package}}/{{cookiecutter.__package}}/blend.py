@@ -93,12 +93,11 @@ def blend(
     "Blend, and judge the blend."
     everyone = range(len(truth))
     weights = select(candidates, truth, metric, everyone)
-    said = [mean(candidates, select(candidates, truth, metric, [j for j in everyone if j % count != i]), k) for i in range(count) for k in everyone if k % count == i]
-    order = [k for i in range(count) for k in everyone if k % count == i]
+    said = [mean(candidates, select(candidates, truth, metric, [j for j in everyone if j // count == k // count and j != k]), k) for k in everyone]  # folds of another repetition hold the same rows
     rng, size, found = np.random.default_rng(seed), max(int(place.max()) for place in places) + 1, []
     for _ in range(draws):
         times = np.bincount(rng.integers(size, size=size), minlength=size)
-        found.append(_lead(metric, [(truth[k], answer, candidates[single][k], times[places[k]]) for k, answer in zip(order, said, strict=True)]))
+        found.append(_lead(metric, [(truth[k], answer, candidates[single][k], times[places[k]]) for k, answer in enumerate(said)]))
     low, high = np.nanquantile(found, [0.025, 0.975])
     value = float(np.mean([gain(metric, truth[k], mean(candidates, weights, k)) for k in everyone]))
     return Blended(weights, (float(low), float(high)), value, bool(low > 0 and len(weights) > 1))

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .blend import kept
 from .models import SPACES
-from .trials import NAMELESS, NoDatabase, Plan, Rows, TimeUp, bury, complete, draw, finished, gone, is_nameless, keep_best, me, objective, open_study, owed, said_by, sampler
+from .trials import DONE, NAMELESS, NoDatabase, Plan, Rows, TimeUp, bury, complete, draw, finished, gone, is_nameless, keep_best, me, objective, open_study, owed, said_by, sampler, study_name
 
 # %% ../nbs/search.ipynb #902ba3cd
 BEAT = 5.0  # seconds between two signs of life
@@ -40,6 +40,7 @@ class Job:
     "A search, as its workers see it."
     plan: Plan
     url: str  # of the study's database
+    name: str  # the study's
     digest: str  # of the data
     answers: str  # the folder where answers are kept
     driver: str  # its name
@@ -64,13 +65,13 @@ def work(
 ) -> None:
     "Do one trial after the other, until the driver says that it is enough."
     rows = Rows(job.plan)
-    study = open_study(job.url, rows, job.digest)
+    study = open_study(job.url, job.name, rows, job.digest)
     orders = Orders(study, job.driver)
     run = objective(rows, orders, job.answers, job.driver)
     while not job.trials or finished(study) < job.trials:
         try: orders()
         except TimeUp: return
-        study.sampler = sampler(job.plan, study, place)
+        study.sampler = sampler(rows.plan, study, place)
         try: study.optimize(run, n_trials=1, catch=(Exception,))  # a trial that fails is noted; a database that fails cannot note it, and is raised
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
             if isinstance(error, ValueError) and "Cannot tell" not in str(error): raise
@@ -122,6 +123,7 @@ def reached(
 ) -> Iterator[None]:
     "Raise ValueError, in one line, where a database does not do what it is asked."
     try: yield
+    except NoDatabase: raise  # it names the address
     except DATABASE as error: raise ValueError(f"{url}: {said_by(error)}") from None
 
 def travelled(
@@ -317,7 +319,7 @@ class NotebookRuns:
         for step, value in enumerate(found["folds"]): trial.report(value, step)
         trial.set_user_attr("folds", found["folds"])
         trial.set_user_attr("seconds", json.loads((place / "run.json").read_text())["seconds"])
-        keep_best(self.job.answers, self.study, trial.number, trial.params["family"], found["score"], kept(place, "answers"))
+        keep_best(self.job.answers, self.study, trial.number, trial.params["family"], found["folds"], kept(place, "answers"), "default" in trial.user_attrs)
         self.study.tell(trial, found["score"])
 
     def is_done(self) -> bool: return not self.running and not self._may_begin()
@@ -347,6 +349,7 @@ def _crew(job: Job, study: optuna.Study, engine: str, workers: int, trial_runs: 
     if "://" in engine and not trial_runs and job.url.startswith("sqlite") and urlsplit(engine).hostname not in ("127.0.0.1", "localhost", "::1"):
         raise ValueError("storage: the machines of a cluster cannot share a SQLite file; give them a server, postgresql://me@host/db, or let the trials be notebook runs (trial_runs)")
     count = workers or (0 if "://" in engine else cores())
+    if gpus and not trial_runs: raise ValueError("gpus: they are shared out among trials that are notebook runs; add trial_runs, or leave gpus out (a network uses the one it finds)")
     if trial_runs: return NotebookRuns(job, study, count, engine, gpus)
     return Cluster(job, count, "" if engine == "dask" else engine) if there else Processes(job, count)
 
@@ -402,8 +405,9 @@ class _Driver:
 
     def refuse_hopeless(self, deaths: int) -> None:
         "Raise ValueError where nothing works."
-        failed = [t.user_attrs["error"] for t in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)) if "error" in t.user_attrs]
-        if finished(self.study) or (len(failed) < ERRORS and deaths < DEATHS): return
+        ours = [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("driver") == self.job.driver]
+        failed = [t.user_attrs["error"] for t in ours if t.state == TrialState.FAIL and "error" in t.user_attrs]
+        if any(t.state in DONE and "time up" not in t.user_attrs for t in ours) or (len(failed) < ERRORS and deaths < DEATHS): return
         raise ValueError(f"no trial works: {(failed or ['the workers died; out of memory?'])[0]}")
 
     def close(self) -> None:
@@ -442,8 +446,8 @@ def search(
     end, folder, url = time.time() + 60 * minutes, Path(folder).resolve(), url or database(folder)
     rows = Rows(plan)
     digest = data_hash(f"{plan.data}/train.parquet")
-    study = open_study(url, rows, digest)
-    job = Job(replace(plan, data=str(Path(plan.data).resolve())), url, digest, str(folder / "answers"), me(), trials)
+    study = open_study(url, study_name(folder), rows, digest)
+    job = Job(replace(rows.plan, data=str(Path(plan.data).resolve())), url, study_name(folder), digest, str(folder / "answers"), me(), trials)
     bury(study, gone)
     owed(study, rows)
     driver = _Driver(study, job, rows.metric, say)

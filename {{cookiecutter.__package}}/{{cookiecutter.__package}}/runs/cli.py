@@ -88,13 +88,10 @@ def tune(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _one_line():
         os.chdir(find_root())
-        from {{cookiecutter.__package}}.tune import make_plan, stopped, told, tune
+        from {{cookiecutter.__package}}.tune import make_plan, told, tune
 
         plan = make_plan("build/prepare", family, metric, rows, seed, bag)
-        try: print(*told(tune(plan, study, minutes, trials, workers, storage, engine, trial_runs, gpus)[1]), sep="\n")
-        except KeyboardInterrupt:
-            print(*stopped(plan, study, storage), sep="\n")
-            raise
+        print(*told(tune(plan, study, minutes, trials, workers, storage, engine, trial_runs, gpus)[1]), sep="\n")
     print(f"into params.yaml: uv run {{cookiecutter.__package}} adopt {study}")
 
 @app.command()
