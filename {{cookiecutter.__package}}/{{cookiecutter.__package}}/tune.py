@@ -72,7 +72,7 @@ def parameters(
         members.append({"weight": weight, "family": values["family"], **own(values["family"], values)})
     return {"family": "blend", "blend_members": json.dumps(members)}
 
-# %% ../nbs/tune.ipynb #ecec2452
+# %% ../nbs/tune.ipynb #ea46493e
 def not_bagged(
     rows: Rows,
     family: str,
@@ -93,7 +93,7 @@ def ending(
 ) -> float:  # seconds
     "What it takes to conclude a search: a fit of each family's defaults, one of what is chosen, and two bags: one to be judged, one to be released."
     tried = [t for t in study.get_trials(deepcopy=False) if "default" in t.user_attrs and t.datetime_start]
-    usual = sum({t.params["family"]: _seconds_of_fit(t) for t in tried}.values())
+    usual = sum({t.user_attrs["default"]: _seconds_of_fit(t) for t in tried}.values())
     count = max(1, bag)
     return max(count * fit, (usual + (2 * count + (bag > 0)) * fit) / max(1, workers)) / rows.share
 
