@@ -288,7 +288,7 @@ def test_a_regression(tmp_path: Path) -> None:
 
 
 def test_wandb(project: Path) -> None:
-    """The search and the trials that matter are runs of one group."""
+    """The searches, one by papermill and one by the command, and the trials that matter are runs of one group."""
     known = read_attribute(project, "build/tune", "tracked")
     assert 0 in known and len(known) >= 3
     groups = Counter()
@@ -297,7 +297,7 @@ def test_wandb(project: Path) -> None:
         for line in said.splitlines():  # of a run that was killed there may be none
             if (begun := json.loads(line)).get("type") == "run":
                 groups[begun["run"].get("run_group"), begun["run"]["job_type"]] += 1
-    assert groups["tune", "tune"] == 1 and groups["tune", "trial"] == len(known)
+    assert groups["tune", "tune"] == 2 and groups["tune", "trial"] == len(known)
 
 
 def read_attribute(project: Path, study: str, name: str) -> object:

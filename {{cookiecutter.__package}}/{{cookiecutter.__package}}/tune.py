@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Said', 'PART', 'METRICS', 'chosen', 'blended', 'parameters', 'not_bagged', 'ending', 'affordable', 'judged',
            'everyone', 'compared', 'conclude', 'plot_progress', 'plot_importances', 'plot_slice', 'plot_parallel',
-           'plots', 'release', 'concluding', 'publish', 'matter', 'track', 'make_plan', 'reserve', 'tune', 'stopped',
-           'told', 'adopt']
+           'plots', 'release', 'concluding', 'publish', 'matter', 'track', 'track_study', 'make_plan', 'reserve',
+           'tune', 'stopped', 'told', 'adopt']
 
 # %% ../nbs/tune.ipynb #da4b9237
 import fcntl
@@ -406,6 +406,20 @@ def track(
             run.summary.update({rows.metric: trial.value, "seconds": trial.user_attrs["seconds"], "default": "default" in trial.user_attrs})
     study.set_user_attr("tracked", [*known, *(trial.number for trial in new)])
     return [trial.number for trial in new]
+
+def track_study(
+    found: Mapping[str, Any],  # what `tune` gives
+    folder: str | Path,  # of the study
+) -> None:
+    "Give W&B a run for a search that is not one itself, with its plots."
+    import wandb
+
+    from {{cookiecutter.__package}}.runs.manifest import find_root
+    from {{cookiecutter.__package}}.runs.tracking import beside
+
+    with beside("tune", Path(folder).name, found["parameters"], find_root()) as run:
+        run.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in sorted(Path(folder, "plots").glob("*.png"))})
+        run.summary.update({name: found[name] for name in ("estimate", "search", "optimism")})
 
 # %% ../nbs/tune.ipynb #5b384ce3
 METRICS = {"classification": ("roc_auc", "average_precision", "f1", "accuracy", "log_loss", "brier_score"), "regression": ("rmse", "mae", "r2")}

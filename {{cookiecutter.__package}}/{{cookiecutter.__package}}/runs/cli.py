@@ -88,10 +88,12 @@ def tune(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _one_line():
         os.chdir(find_root())
-        from {{cookiecutter.__package}}.tune import make_plan, told, tune
+        from {{cookiecutter.__package}}.tune import make_plan, told, track_study, tune
 
         plan = make_plan("build/prepare", family, metric, rows, seed, bag)
-        print(*told(tune(plan, study, minutes, trials, workers, storage, engine, trial_runs, gpus)[1]), sep="\n")
+        _, found = tune(plan, study, minutes, trials, workers, storage, engine, trial_runs, gpus)
+        print(*told(found), sep="\n")
+        track_study(found, study)
     print(f"into params.yaml: uv run {{cookiecutter.__package}} adopt {study}")
 
 @app.command()
