@@ -33,7 +33,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from . import data
 from .blend import Blended, blend, kept
-from .evaluate import COLOURS, LOWER, Answer, axes, fold, resample, save, score
+from .evaluate import COLOURS, LOWER, VALID, Answer, axes, fold, resample, save, score
 from .models import SPACES, Between, learn, own
 from .schema import Schema
 from .search import cores, database, reached, search
@@ -72,7 +72,7 @@ def parameters(
         members.append({"weight": weight, "family": values["family"], **own(values["family"], values)})
     return {"family": "blend", "blend_members": json.dumps(members)}
 
-# %% ../nbs/tune.ipynb #ea46493e
+# %% ../nbs/tune.ipynb #73c94f0c
 def not_bagged(
     rows: Rows,
     family: str,
@@ -94,8 +94,8 @@ def ending(
     "What it takes to conclude a search: a fit of each family's defaults, one of what is chosen, and two bags: one to be judged, one to be released."
     tried = [t for t in study.get_trials(deepcopy=False) if "default" in t.user_attrs and t.datetime_start]
     usual = sum({t.user_attrs["default"]: _seconds_of_fit(t) for t in tried}.values())
-    count = max(1, bag)
-    return max(count * fit, (usual + (2 * count + (bag > 0)) * fit) / max(1, workers)) / rows.share
+    count, more = max(1, bag), len(rows.frame) / np.mean([len(train) for train, _ in rows.places]) / (1 - VALID) / rows.share  # rows than in a fold
+    return more * max(count * fit, (usual + (2 * count + (bag > 0)) * fit) / max(1, workers))
 
 def _seconds_of_fit(trial: FrozenTrial) -> float:
     "What a fit to a fold took, or at least took where the first one was not finished."
@@ -452,7 +452,7 @@ def reserve(
     "The time to keep for what comes after a search: with a bag if that is a third of all time at most, and never more than half of it."
     best = max(complete(study), key=lambda t: sign(study) * t.value, default=None)
     fit = _seconds_of_fit(best) if best else 0.0
-    bagged, one = (1.3 * ending(study, rows, fit, bag, workers) + 10 for bag in (rows.plan.bag, 0))
+    bagged, one = (1.3 * ending(study, rows, fit, bag, workers) + 15 for bag in (rows.plan.bag, 0))
     return bagged if bagged < 20 * minutes else min(one, 30 * minutes)
 
 def tune(
