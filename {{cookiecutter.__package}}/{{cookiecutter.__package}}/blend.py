@@ -87,7 +87,7 @@ def blend(
     metric: str,
     single: int,  # the number of the best trial
     count: int = 5,  # folds in one repetition
-    draws: int = 200,
+    draws: int = 50,  # of rows, for the standard error of the gain
     seed: int = 0,
 ) -> Blended:
     "Blend, and judge the blend."
@@ -95,10 +95,10 @@ def blend(
     weights = select(candidates, truth, metric, everyone)
     said = [mean(candidates, select(candidates, truth, metric, [j for j in everyone if j // count == k // count and j != k]), k) for k in everyone]  # folds of another repetition hold the same rows
     rng, size, found = np.random.default_rng(seed), max(int(place.max()) for place in places) + 1, []
-    for _ in range(draws):
-        times = np.bincount(rng.integers(size, size=size), minlength=size)
-        found.append(_lead(metric, [(truth[k], answer, candidates[single][k], times[places[k]]) for k, answer in enumerate(said)]))
-    low, high = np.nanquantile(found, [0.025, 0.975])
+    lead = lambda times: _lead(metric, [(truth[k], answer, candidates[single][k], times[places[k]]) for k, answer in enumerate(said)])
+    for _ in range(draws if len(weights) > 1 else 0): found.append(lead(np.bincount(rng.integers(size, size=size), minlength=size)))
+    whole, width = lead(np.ones(size, dtype=int)), 1.96 * float(np.nanstd(found)) if found else 0.0
+    low, high = whole - width, whole + width
     value = float(np.mean([gain(metric, truth[k], mean(candidates, weights, k)) for k in everyone]))
     return Blended(weights, (float(low), float(high)), value, bool(low > 0 and len(weights) > 1))
 
