@@ -6,7 +6,7 @@
 __all__ = ['SMALL', 'LARGE', 'CODE', 'EPOCHS', 'OTHERS', 'DONE', 'KEPT', 'LOOKS', 'COST', 'FAVOUR', 'ENOUGH', 'HEARTBEAT',
            'RETRIES', 'NAMELESS', 'Plan', 'difference', 'Rows', 'TimeUp', 'NoScore', 'draw', 'settings', 'answer',
            'complete', 'sign', 'lead', 'first_choice', 'finished', 'watch', 'keep_best', 'raw', 'judge', 'objective',
-           'me', 'pruner', 'next_family', 'sampler', 'again', 'Storage', 'storage', 'NoDatabase', 'said_by',
+           'me', 'pruner', 'is_slow', 'next_family', 'sampler', 'again', 'Storage', 'storage', 'NoDatabase', 'said_by',
            'refuse_password', 'study_name', 'open_study', 'owed', 'is_nameless', 'bury', 'gone']
 
 # %% ../nbs/trials.ipynb #da4b9237
@@ -58,6 +58,7 @@ class Plan:
     rows: int = 100_000  # to search on, at most
     seed: int = 0
     origin: Mapping[str, Any] | None = None  # the defaults when the study began: its spaces hold them; none: those of now
+    limit: float = 0.0  # seconds that one trial may take, but for the first family's default; 0: no limit
     bag: int = 5  # parts of the bag that is released, where there is time for it; 0: one model
 
     @property
@@ -311,11 +312,17 @@ def objective(
             trial.report(value, step)
             if step + 1 == len(rows): return
             if not trial.user_attrs.get("whole") and step + 1 in LOOKS and trial.should_prune(): raise optuna.TrialPruned
+            in_time()
+
+        def in_time() -> None:
             check()
+            if not rows.plan.limit or time.monotonic() - began < rows.plan.limit or trial.user_attrs.get("whole"): return
+            trial.set_user_attr("too slow", rows.plan.limit)
+            raise optuna.TrialPruned
 
         try:
             check()
-            _, said = judge(rows, draw(rows.plan, trial), on_fold, lambda fold: watch(trial, check, fold))
+            _, said = judge(rows, draw(rows.plan, trial), on_fold, lambda fold: watch(trial, in_time, fold))
             if answers: keep_best(answers, trial.study, trial.number, trial.params["family"], found, [raw(each) for each in said], "default" in trial.user_attrs)
         except TimeUp:
             trial.set_user_attr("time up", True)
@@ -352,6 +359,13 @@ COST = {"linear": 1, "boosting": 3, "net": 30}  # of a trial, beside the others
 FAVOUR = 4  # times as much time for the best family as for another
 ENOUGH = 20  # trials for each setting of a family
 
+def is_slow(
+    plan: Plan,
+    trial: FrozenTrial,
+) -> bool:
+    "Whether a trial was ended because it took too long, and would be again."
+    return "too slow" in trial.user_attrs and trial.user_attrs["too slow"] >= plan.limit > 0
+
 def next_family(
     plan: Plan,
     study: optuna.Study,
@@ -361,7 +375,9 @@ def next_family(
     trials, found = study.get_trials(deepcopy=False), complete(study)
     counts = {family: sum(t.params.get("family") == family for t in trials) for family in plan.families}
     best = max(found, key=lambda t: sign(study) * t.value).params["family"] if found else ""
-    left = [family for family in plan.families if counts[family] < ENOUGH * len(plan.space(family))] or list(plan.families)
+    slow = {t.params["family"] for t in trials if is_slow(plan, t)} - {t.params["family"] for t in found}
+    able = [family for family in plan.families if family not in slow] or list(plan.families)
+    left = [family for family in able if counts[family] < ENOUGH * len(plan.space(family))] or able
     weights = np.array([(FAVOUR if family == best else 1) / COST.get(family, max(COST.values())) for family in left])
     return left[np.random.default_rng([plan.seed, number]).choice(len(left), p=weights / weights.sum())]
 
@@ -484,7 +500,7 @@ def owed(
     rows: Rows,
 ) -> None:
     "Put the defaults in line that have not come to an end yet, and do not wait; also those that params.yaml has got since the study began."
-    tried = [t.system_attrs.get("fixed_params") for t in study.get_trials(deepcopy=False) if "default" in t.user_attrs and "time up" not in t.user_attrs and t.state != TrialState.FAIL]
+    tried = [t.system_attrs.get("fixed_params") for t in study.get_trials(deepcopy=False) if "default" in t.user_attrs and "time up" not in t.user_attrs and t.state != TrialState.FAIL and ("too slow" not in t.user_attrs or is_slow(rows.plan, t))]
     for family in sorted(rows.plan.families, key=lambda family: family != rows.plan.first):
         wanted = {"family": family, **{name: rows.plan.defaults[name] for name in rows.plan.space(family)}}
         if wanted not in tried: study.enqueue_trial(wanted, user_attrs={"default": family, "whole": family == rows.plan.first})

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def parameters(
         members.append({"weight": weight, "family": values["family"], **own(values["family"], values)})
     return {"family": "blend", "blend_members": json.dumps(members)}
 
-# %% ../nbs/tune.ipynb #73c94f0c
+# %% ../nbs/tune.ipynb #9cd465cc
 def not_bagged(
     rows: Rows,
     family: str,
@@ -86,22 +85,16 @@ def not_bagged(
     return ""
 
 def ending(
-    study: optuna.Study,
     rows: Rows,
     fit: float,  # seconds of one fit of what is chosen, to a fold
     bag: int,
     workers: int,
 ) -> float:  # seconds
-    "What it takes to conclude a search: a fit of each family's defaults, one of what is chosen, and two bags: one to be judged, one to be released."
-    tried = [t for t in study.get_trials(deepcopy=False) if "default" in t.user_attrs and t.datetime_start]
-    usual = sum({t.user_attrs["default"]: _seconds_of_fit(t) for t in tried}.values())
+    "What it takes to fit what is chosen as it is judged and as it is released, and one of a bag's models alone: what is compared with it may be late."
     count, more = max(1, bag), len(rows.frame) / np.mean([len(train) for train, _ in rows.places]) / (1 - VALID) / rows.share  # rows than in a fold
-    return more * max(count * fit, (usual + (2 * count + (bag > 0)) * fit) / max(1, workers))
+    return more * max(count, (2 * count + (bag > 0)) / max(1, workers)) * fit
 
-def _seconds_of_fit(trial: FrozenTrial) -> float:
-    "What a fit to a fold took, or at least took where the first one was not finished."
-    spent = trial.user_attrs.get("seconds") or ((trial.datetime_complete or datetime.now()) - trial.datetime_start).total_seconds()
-    return spent / max(1, len(trial.user_attrs.get("folds", ())))
+def _seconds_of_fit(trial: FrozenTrial) -> float: return trial.user_attrs["seconds"] / len(trial.user_attrs["folds"])
 
 def affordable(
     study: optuna.Study,
@@ -114,8 +107,8 @@ def affordable(
     single, trials = chosen(study), study.get_trials(deepcopy=False)
     picks = [(parameters(rows.plan, study, None), _seconds_of_fit(single))]
     if mixed and mixed.used: picks.insert(0, (parameters(rows.plan, study, mixed), sum(_seconds_of_fit(trials[number]) for number in mixed.weights)))
-    bags = [(found | {"bag": rows.plan.bag}, "") for found, fit in picks if not not_bagged(rows, found["family"]) and ending(study, rows, fit, rows.plan.bag, workers) <= left]
-    ones = [(found | {"bag": 0}, not_bagged(rows, found["family"]) or "no time for it") for found, fit in picks if found is picks[-1][0] or ending(study, rows, fit, 0, workers) <= left]
+    bags = [(found | {"bag": rows.plan.bag}, "") for found, fit in picks if not not_bagged(rows, found["family"]) and ending(rows, fit, rows.plan.bag, workers) <= left]
+    ones = [(found | {"bag": 0}, not_bagged(rows, found["family"]) or "no time for it") for found, fit in picks if found is picks[-1][0] or ending(rows, fit, 0, workers) <= left]
     return bags + ones
 
 # %% ../nbs/tune.ipynb #f1abd670
@@ -216,7 +209,7 @@ def _others(plan: Plan, study: optuna.Study, mixed: Blended | None) -> dict[str,
 # %% ../nbs/tune.ipynb #0716d970
 def _states(study: optuna.Study) -> dict[str, int]:
     "How many trials there are of each kind."
-    found = ["cut off by the end" if "time up" in t.user_attrs else t.state.name.lower() for t in study.get_trials(deepcopy=False)]
+    found = ["cut off by the end" if "time up" in t.user_attrs else "took too long" if "too slow" in t.user_attrs else t.state.name.lower() for t in study.get_trials(deepcopy=False)]
     return {kind: found.count(kind) for kind in dict.fromkeys(found)}
 
 def _seconds(study: optuna.Study, folds: int) -> dict[str, float]:
@@ -469,7 +462,9 @@ def reserve(
     "The time to keep for what comes after a search: with a bag if that is a third of all time at most, and never more than half of it."
     best = max(complete(study), key=lambda t: sign(study) * t.value, default=None)
     fit = _seconds_of_fit(best) if best else 0.0
-    bagged, one = (1.3 * ending(study, rows, fit, bag, workers) + 15 + more for bag in (rows.plan.bag, 0))
+    done = {t.user_attrs["default"]: _seconds_of_fit(t) for t in study.get_trials(deepcopy=False, states=DONE) if "default" in t.user_attrs and t.user_attrs.get("folds")}
+    more += min(sum(done.values()) / workers, 6 * minutes)  # the defaults, in a tenth of the time
+    bagged, one = (1.3 * ending(rows, fit, bag, workers) + 15 + more for bag in (rows.plan.bag, 0))
     return bagged if bagged < 20 * minutes else min(one, 30 * minutes)
 
 def tune(
