@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'LARGE', 'CODE', 'EPOCHS', 'OTHERS', 'DONE', 'KEPT', 'LOOKS', 'COST', 'FAVOUR', 'ENOUGH', 'HEARTBEAT',
            'RETRIES', 'NAMELESS', 'Plan', 'difference', 'Rows', 'TimeUp', 'NoScore', 'draw', 'settings', 'answer',
-           'complete', 'sign', 'lead', 'first_choice', 'finished', 'watch', 'keep_best', 'raw', 'judge', 'objective',
+           'complete', 'sign', 'leads', 'first_choice', 'finished', 'watch', 'keep_best', 'raw', 'judge', 'objective',
            'me', 'pruner', 'is_slow', 'next_family', 'sampler', 'again', 'Storage', 'storage', 'NoDatabase', 'said_by',
            'refuse_password', 'study_name', 'open_study', 'owed', 'is_nameless', 'bury', 'gone']
 
@@ -209,24 +209,25 @@ def sign(
     "1 where more is better, -1 where less is."
     return 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
 
-def lead(
+def leads(
     study: optuna.Study,
-    folds: Sequence[float],  # the scores of a trial
-    others: Sequence[float],  # those of another
-) -> float:
-    "By how much a trial is ahead of another, less a standard error of that."
-    gap = sign(study) * (np.array(folds) - np.array(others))
-    return float(gap.mean() - gap.std(ddof=1) / np.sqrt(len(gap)))
+    folds: Mapping[int, Sequence[float]],  # the scores of complete trials, by their numbers
+    defaults: Collection[int],  # those of them that are defaults
+) -> dict[int, float]:  # by the trials' numbers; the best default's is 0
+    "By how much each trial is ahead of the best default, less a standard error: of three folds one's own is luck, so it is the median of all."
+    first = max([n for n in folds if n in defaults] or folds, key=lambda n: (sign(study) * np.mean(folds[n]), -n))
+    gaps = {n: sign(study) * (np.array(each) - np.array(folds[first])) for n, each in folds.items()}
+    error = np.sqrt(np.median([gap.var(ddof=1) / len(gap) for n, gap in gaps.items() if n != first] or [0.0]))
+    return {n: float(gap.mean() - error) if n != first else 0.0 for n, gap in gaps.items()}
 
 def first_choice(
     study: optuna.Study,
-    folds: Mapping[int, Sequence[float]],  # of complete trials, by their numbers
-    defaults: Collection[int],  # those of them that are defaults
+    folds: Mapping[int, Sequence[float]],
+    defaults: Collection[int],
 ) -> int:
     "The trial that is most surely ahead of the best default."
-    mean = {number: sign(study) * float(np.mean(each)) for number, each in folds.items()}
-    first = max([n for n in mean if n in defaults] or mean, key=lambda n: (mean[n], -n))
-    return max(folds, key=lambda n: (lead(study, folds[n], folds[first]), -n))
+    found = leads(study, folds, defaults)
+    return max(found, key=lambda n: (found[n], -n))
 
 def finished(
     study: optuna.Study,

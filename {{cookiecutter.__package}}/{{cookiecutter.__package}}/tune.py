@@ -37,7 +37,7 @@ from .evaluate import COLOURS, LOWER, VALID, Answer, axes, fold, resample, save,
 from .models import SPACES, Between, learn, own
 from .schema import Schema
 from .search import cores, database, reached, search
-from .trials import DONE, Plan, Rows, answer, complete, finished, first_choice, lead, settings, sign, storage, study_name
+from .trials import DONE, Plan, Rows, answer, complete, finished, first_choice, leads, settings, sign, storage, study_name
 
 # %% ../nbs/tune.ipynb #902ba3cd
 def chosen(
