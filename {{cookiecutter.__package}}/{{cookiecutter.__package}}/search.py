@@ -92,6 +92,7 @@ class Crew(Protocol):
     def end(self) -> None:
         "End them all."
 
+# %% ../nbs/search.ipynb #3b1ba658
 LOST = 75  # the exit code of a worker that has lost its database
 
 def member(
@@ -109,6 +110,7 @@ def member(
         if is_lost(error): os._exit(LOST)
         raise
 
+# %% ../nbs/search.ipynb #491f03c9
 DATABASE = (SQLAlchemyError, StorageInternalError, NoDatabase)
 
 def is_lost(
@@ -136,6 +138,7 @@ def _packed(job: Job) -> dict[str, Any]:
     "A job for another process."
     return {**vars(job), "plan": vars(job.plan)}
 
+# %% ../nbs/search.ipynb #2d1a77dc
 class Processes:
     "Workers on this machine."
 
@@ -370,6 +373,7 @@ POLL = 0.2  # seconds
 PATIENCE = 60.0  # seconds to wait for a database
 SLOW = 0.15  # of the time, that one trial may take
 
+# %% ../nbs/search.ipynb #e4f6f083
 class _Driver:
     "Drives a search."
 

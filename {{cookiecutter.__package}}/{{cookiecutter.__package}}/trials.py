@@ -91,6 +91,7 @@ class Plan:
         code = {name: hashlib.sha256(Path(data.__file__).with_name(f"{name}.py").read_bytes()).hexdigest()[:12] for name in CODE}
         return {"data": digest, "target": target, "spaces": spaces, "defaults": rest, "metric": self.metric, "folds": self.folds, "rows": self.rows, "seed": self.seed, "code": code}
 
+# %% ../nbs/trials.ipynb #9be1a1c1
 CODE = ("data", "encoders", "evaluate", "features", "models", "net", "prepare", "schema")  # modules that a score depends on
 
 def _words(space: Between | tuple) -> str:
@@ -405,6 +406,7 @@ def again(
     kept = {name: trial.user_attrs[name] for name in ("default", "whole") if name in trial.user_attrs}
     if tries <= RETRIES and trial.params: study.enqueue_trial(trial.params, user_attrs={"tries": tries, "retry of": trial.number, **kept})
 
+# %% ../nbs/trials.ipynb #019f236a
 class Storage(optuna.storages.RDBStorage):
     "Optuna's, but for SQLite: between reading that a trial waits and writing that it runs, no other worker may do the same."
 
@@ -449,6 +451,7 @@ def storage(
         time.sleep(0.2 * (turn + 1))  # another driver is making the same tables
     raise NoDatabase(f"{url}: {said}")
 
+# %% ../nbs/trials.ipynb #c4e48e17
 class NoDatabase(ValueError): "A study's database that does not answer."
 
 def said_by(
@@ -472,6 +475,7 @@ def refuse_password(
     except (ArgumentError, ValueError): raise ValueError("storage: no address of a database; write it as sqlite:///study.db or postgresql://me@host/db") from None
     if holds: raise ValueError("storage: the address holds a password, which would be written down; leave it out and set PGPASSWORD, or use ~/.pgpass")
 
+# %% ../nbs/trials.ipynb #164e59bf
 def study_name(
     folder: str | Path,  # of the study
 ) -> str:

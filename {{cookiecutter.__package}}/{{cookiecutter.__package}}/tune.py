@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,7 @@ def parameters(
     return {"family": "blend", "blend_members": json.dumps(members)}
 
 # %% ../nbs/tune.ipynb #9cd465cc
+@cache
 def not_bagged(
     rows: Rows,
     family: str,
@@ -270,6 +273,7 @@ def _shades(values: np.ndarray, sign: int) -> np.ndarray:
     "A shade for each score, by its rank."
     return plt.get_cmap("Blues")(0.25 + 0.75 * (sign * values).argsort().argsort() / max(1, len(values) - 1))
 
+# %% ../nbs/tune.ipynb #c24dc6be
 def plot_slice(
     trials: list[FrozenTrial],  # complete, of one family
     space: Mapping[str, Between | tuple],
@@ -313,7 +317,7 @@ def plots(
     plan: Plan,
 ) -> dict[str, Figure]:  # by file name, without the ending; of few trials `progress` alone
     "Every plot of a search. Of few trials, or of trials that are all as good as each other, there is nothing more to say than how it went."
-    family = chosen(study).params["family"]
+    family, plan = chosen(study).params["family"], replace(plan, origin=study.user_attrs.get("origin"))
     trials, space, found = [t for t in complete(study) if t.params["family"] == family], plan.space(family), {"progress": plot_progress(study, metric)}
     if len(trials) < 4 or len({t.value for t in trials}) < 2: return found
     alone = optuna.create_study(direction=study.direction)
@@ -437,6 +441,7 @@ def make_plan(
     if defaults.get("keep"): raise ValueError("keep: a search learns from all columns; set it to 0 in params.yaml (train) first")
     return Plan(str(data), tuple(SPACES) if family == "all" else (family,), defaults, metric, rows=rows, seed=seed, bag=bag)
 
+# %% ../nbs/tune.ipynb #962d81d6
 SCORES = 300  # for each fold, that a blend takes to find and to judge, or fewer
 
 def blending(
@@ -461,12 +466,13 @@ def reserve(
 ) -> float:  # seconds
     "The time to keep for what comes after a search: with a bag if that is a third of all time at most, and never more than half of it."
     best = max(complete(study), key=lambda t: sign(study) * t.value, default=None)
-    fit = _seconds_of_fit(best) if best else 0.0
+    fit, size = (_seconds_of_fit(best), 0 if not_bagged(rows, best.params["family"]) else rows.plan.bag) if best else (0.0, rows.plan.bag)
     done = {t.user_attrs["default"]: _seconds_of_fit(t) for t in study.get_trials(deepcopy=False, states=DONE) if "default" in t.user_attrs and t.user_attrs.get("folds")}
     more += min(sum(done.values()) / workers, 6 * minutes)  # the defaults, in a tenth of the time
-    bagged, one = (1.3 * ending(rows, fit, bag, workers) + 15 + more for bag in (rows.plan.bag, 0))
+    bagged, one = (1.3 * ending(rows, fit, bag, workers) + 15 + more for bag in (size, 0))
     return bagged if bagged < 20 * minutes else min(one, 30 * minutes)
 
+# %% ../nbs/tune.ipynb #ae9d30f3
 def tune(
     plan: Plan,
     folder: str | Path = "build/tune",  # where results go
@@ -514,6 +520,7 @@ def stopped(
     except ValueError as error: return [f"stopped: {error}"]
     return [f"stopped after {finished(study)} trials; the best so far is trial {best.number}: {best.value:.5g}, {', '.join(f'{k}={v}' for k, v in settings(plan, best).items())}", "run it again to go on"]
 
+# %% ../nbs/tune.ipynb #127c4d91
 def told(
     found: Mapping[str, Any],  # what `conclude` gives
 ) -> list[str]:
