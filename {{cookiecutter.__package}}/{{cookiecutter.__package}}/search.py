@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BEAT', 'SILENT', 'LOOK', 'LOST', 'DATABASE', 'TRIES', 'NOTEBOOK', 'DEATHS', 'ERRORS', 'POLL', 'PATIENCE', 'SLOW',
            'Job', 'Orders', 'work', 'Crew', 'member', 'is_lost', 'reached', 'travelled', 'Processes', 'on_worker',
-           'Cluster', 'NotebookRuns', 'check', 'cores', 'search', 'database']
+           'Cluster', 'NotebookRuns', 'check', 'cores', 'search']
 
 # %% ../nbs/search.ipynb #da4b9237
 import json
@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .blend import kept
 from .models import SPACES
-from .trials import DONE, NAMELESS, NoDatabase, Plan, Rows, TimeUp, bury, complete, draw, finished, gone, is_nameless, keep_best, me, objective, open_study, owed, said_by, sampler, study_name
+from .trials import DONE, NAMELESS, NoDatabase, Plan, Rows, TimeUp, bury, complete, database, draw, finished, gone, is_nameless, keep_best, me, objective, open_study, owed, said_by, sampler, study_name
 
 # %% ../nbs/search.ipynb #902ba3cd
 BEAT = 5.0  # seconds between two signs of life
@@ -451,8 +451,8 @@ def search(
     end, folder, url = time.time() + 60 * minutes, Path(folder).resolve(), url or database(folder)
     rows = Rows(replace(plan, limit=SLOW * 60 * minutes))
     digest = data_hash(f"{plan.data}/train.parquet")
-    study = open_study(url, study_name(folder), rows, digest)
-    job = Job(replace(rows.plan, limit=SLOW * 60 * minutes, data=str(Path(plan.data).resolve())), url, study_name(folder), digest, str(folder / "answers"), me(), trials)
+    study = open_study(url, study_name(folder, url), rows, digest)
+    job = Job(replace(rows.plan, limit=SLOW * 60 * minutes, data=str(Path(plan.data).resolve())), url, study.study_name, digest, str(folder / "answers"), me(), trials)
     bury(study, gone)
     owed(study, rows)
     driver = _Driver(study, job, rows.metric, say)
@@ -465,9 +465,3 @@ def search(
         while driver.look(crew, end, reserve) and not crew.is_done():
             if stop.wait(POLL): raise KeyboardInterrupt
     return study
-
-def database(
-    folder: str | Path,  # of a study
-) -> str:
-    "The address of a study's own database."
-    return f"sqlite:///{Path(folder).resolve() / 'study.db'}"

@@ -7,7 +7,7 @@ __all__ = ['SMALL', 'LARGE', 'CODE', 'EPOCHS', 'OTHERS', 'DONE', 'KEPT', 'LOOKS'
            'RETRIES', 'NAMELESS', 'Plan', 'difference', 'Rows', 'TimeUp', 'NoScore', 'draw', 'settings', 'answer',
            'complete', 'sign', 'leads', 'first_choice', 'finished', 'watch', 'keep_best', 'raw', 'judge', 'objective',
            'me', 'pruner', 'is_slow', 'next_family', 'sampler', 'again', 'Storage', 'storage', 'NoDatabase', 'said_by',
-           'refuse_password', 'study_name', 'open_study', 'owed', 'is_nameless', 'bury', 'gone']
+           'refuse_password', 'database', 'study_name', 'open_study', 'owed', 'is_nameless', 'bury', 'gone']
 
 # %% ../nbs/trials.ipynb #da4b9237
 import hashlib
@@ -476,11 +476,19 @@ def refuse_password(
     if holds: raise ValueError("storage: the address holds a password, which would be written down; leave it out and set PGPASSWORD, or use ~/.pgpass")
 
 # %% ../nbs/trials.ipynb #164e59bf
+def database(
+    folder: str | Path,  # of a study
+) -> str:
+    "The address of a study's own database."
+    return f"sqlite:///{Path(folder).resolve() / 'study.db'}"
+
 def study_name(
     folder: str | Path,  # of the study
+    url: str,  # of its database
 ) -> str:
-    "What a study is called in its database, which may hold those of other projects."
-    return f"{Schema.__module__.partition('.')[0]} {Path(folder).name}"
+    "What a study is called: in its own database by the package, so a folder can be moved; in one that holds others, of other projects too, also by its folder."
+    package = Schema.__module__.partition(".")[0]
+    return package if Path(url.removeprefix("sqlite:///")).resolve() == Path(folder).resolve() / "study.db" else f"{package} {Path(folder).name}"
 
 def open_study(
     url: str,  # of its database

@@ -38,8 +38,8 @@ from .blend import Blended, blend, gain, kept
 from .evaluate import COLOURS, LOWER, VALID, Answer, axes, fold, resample, save, score
 from .models import SPACES, Between, learn, own
 from .schema import Schema
-from .search import cores, database, reached, search
-from .trials import DONE, Plan, Rows, answer, complete, finished, first_choice, leads, settings, sign, storage, study_name
+from .search import cores, reached, search
+from .trials import DONE, Plan, Rows, answer, complete, database, finished, first_choice, leads, settings, sign, storage, study_name
 
 # %% ../nbs/tune.ipynb #902ba3cd
 def chosen(
@@ -513,8 +513,9 @@ def stopped(
     url: str = "",
 ) -> list[str]:
     "What there is when a search was stopped, in lines."
+    url = url or database(folder)
     try:
-        study = optuna.load_study(study_name=study_name(folder), storage=storage(url or database(folder)))
+        study = optuna.load_study(study_name=study_name(folder, url), storage=storage(url))
         best = chosen(study)
     except KeyError: return ["stopped before the first trial"]
     except ValueError as error: return [f"stopped: {error}"]
