@@ -89,24 +89,26 @@ def blend(
     count: int = 5,  # folds in one repetition
     draws: int = 50,  # of rows, for the standard error of the gain
     seed: int = 0,
+    blocks: np.ndarray | None = None,  # which of all rows are drawn together, from `data.blocks`
 ) -> Blended:
     "Blend, and judge the blend."
     everyone = range(len(truth))
     weights = select(candidates, truth, metric, everyone)
     said = [mean(candidates, select(candidates, truth, metric, [j for j in everyone if j // count == k // count and j != k]), k) for k in everyone]  # folds of another repetition hold the same rows
     rng, size, found = np.random.default_rng(seed), max(int(place.max()) for place in places) + 1, []
+    block = np.arange(size) if blocks is None else blocks
     lead = lambda times: _lead(metric, [(truth[k], answer, candidates[single][k], times[places[k]]) for k, answer in enumerate(said)])
-    for _ in range(draws if len(weights) > 1 else 0): found.append(lead(np.bincount(rng.integers(size, size=size), minlength=size)))
+    for _ in range(draws if len(weights) > 1 else 0): found.append(lead(np.bincount(rng.integers(block.max() + 1, size=block.max() + 1), minlength=block.max() + 1)[block]))
     whole, width = lead(np.ones(size, dtype=int)), 1.96 * float(np.nanstd(found)) if found else 0.0
     low, high = whole - width, whole + width
     value = float(np.mean([gain(metric, truth[k], mean(candidates, weights, k)) for k in everyone]))
     return Blended(weights, (float(low), float(high)), value, bool(low > 0 and len(weights) > 1))
 
 def _lead(metric: str, folds: list[tuple[np.ndarray, ...]]) -> float:
-    "By how much the blend is ahead in a draw; NaN where a fold has drawn one class alone."
+    "By how much the blend is ahead in a draw; NaN where a fold has drawn no rows, or none of a class that the metric needs."
     leads = []
     for y, blended, single, times in folds:
         drawn = np.repeat(np.arange(len(y)), times)
-        if blended.ndim == 2 and len(np.unique(y[drawn])) < blended.shape[1]: return np.nan
+        if not len(drawn): return np.nan
         leads.append(gain(metric, y[drawn], blended[drawn]) - gain(metric, y[drawn], single[drawn]))
     return float(np.mean(leads))

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SMALL', 'LARGE', 'CODE', 'EPOCHS', 'OTHERS', 'DONE', 'KEPT', 'LOOKS', 'COST', 'FAVOUR', 'ENOUGH', 'HEARTBEAT',
            'RETRIES', 'NAMELESS', 'Plan', 'difference', 'Rows', 'TimeUp', 'NoScore', 'draw', 'settings', 'answer',
-           'complete', 'sign', 'leads', 'first_choice', 'finished', 'watch', 'keep_best', 'raw', 'judge', 'objective',
-           'me', 'pruner', 'is_slow', 'next_family', 'sampler', 'again', 'Storage', 'storage', 'NoDatabase', 'said_by',
-           'refuse_password', 'database', 'study_name', 'open_study', 'owed', 'is_nameless', 'bury', 'gone']
+           'complete', 'sign', 'leads', 'first_choice', 'finished', 'first_line', 'watch', 'keep_best', 'raw',
+           'refuse_no_score', 'judge', 'objective', 'me', 'pruner', 'in_line', 'counts_once', 'is_slow', 'next_family',
+           'sampler', 'again', 'in_order', 'Storage', 'storage', 'NoDatabase', 'said_by', 'refuse_password', 'database',
+           'study_name', 'open_study', 'owed', 'is_nameless', 'bury', 'gone']
 
 # %% ../nbs/trials.ipynb #da4b9237
 import hashlib
@@ -18,6 +19,7 @@ import socket
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -63,8 +65,8 @@ class Plan:
 
     @property
     def first(self) -> str:
-        "The family that the project has now: its default is tried first, and to the end."
-        return self.defaults["family"] if self.defaults.get("family") in self.families else self.families[0]
+        "The family that the project has now, or boosting where that is a blend: its default is tried first, and to the end."
+        return next(family for family in (self.defaults.get("family"), "boosting", *self.families) if family in self.families)
 
     def space(
         self,
@@ -172,7 +174,9 @@ def draw(
 ) -> dict[str, Any]:
     "Have a trial draw its settings: the train notebook's parameters that it stands for."
     family = trial.suggest_categorical("family", plan.families)
-    return {"family": family, **{name: _suggest(trial, name, space) for name, space in plan.space(family).items()}}
+    found = {"family": family, **{name: _suggest(trial, name, space) for name, space in plan.space(family).items()}}
+    trial.set_user_attr("drawn", True)  # all of them: a worker may be killed between two
+    return found
 
 def settings(
     plan: Plan,
@@ -233,8 +237,14 @@ def first_choice(
 def finished(
     study: optuna.Study,
 ) -> int:
-    "How many trials have come to an end of their own."
-    return sum("time up" not in t.user_attrs for t in study.get_trials(deepcopy=False, states=DONE))
+    "How many trials have come to an end of their own. What the end of time has cut has failed, and is tried again."
+    return len(study.get_trials(deepcopy=False, states=DONE))
+
+def first_line(
+    error: BaseException,
+) -> str:
+    "An error in one line."
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 def watch(
     trial: optuna.Trial,
@@ -280,6 +290,17 @@ def raw(
     "What a blend is made from."
     return said.prediction if said.probabilities is None else said.probabilities
 
+def refuse_no_score(
+    rows: Rows,
+    where: str,  # of which rows
+    y: np.ndarray,  # their target
+    value: float,  # their score
+) -> None:
+    "Raise NoScore, in one line, where rows have no score."
+    if np.isfinite(value): return
+    why = "all are of one class" if rows.schema.target.classes and len(set(y)) == 1 else "some class has none" if rows.schema.target.classes else "it needs more, or other answers"
+    raise NoScore(f"{where} has no {rows.metric}: of {len(y)} rows {why}; search by another metric, or split the rows otherwise in schema.yaml")
+
 def judge(
     rows: "Rows",
     chosen: Mapping[str, Any],  # as `settings` gives them
@@ -291,7 +312,7 @@ def judge(
     for step in range(len(rows)):
         y, each = answer(rows.plan, chosen, rows[step], on_epoch(step))
         with warnings.catch_warnings(action="ignore", category=UndefinedMetricWarning): found.append(score(rows.metric, y, each))
-        if not np.isfinite(found[-1]): raise NoScore(f"fold {step + 1} of {len(rows)} has no {rows.metric}: of {len(y)} rows {'all are of one class' if len(set(y)) == 1 else 'some class has none'}; search by another metric, or split the rows otherwise in schema.yaml")
+        refuse_no_score(rows, f"fold {step + 1} of {len(rows)}", y, found[-1])
         said.append(each)
         on_fold(step, found[-1])
     return found, said
@@ -303,7 +324,7 @@ def objective(
     answers: str = "",  # the folder where answers are kept; none keeps none
     driver: str = "",  # for whom it works
 ) -> Callable[[optuna.Trial], float]:
-    "What Optuna calls: the mean of a trial's folds, which it remembers one by one."
+    "What Optuna calls: the mean of a trial's folds, which it remembers one by one. Raises TimeUp: such a trial has failed, and does not count."
 
     def run(trial: optuna.Trial) -> float:
         began, found = time.monotonic(), []
@@ -328,10 +349,10 @@ def objective(
             if answers: keep_best(answers, trial.study, trial.number, trial.params["family"], found, [raw(each) for each in said], "default" in trial.user_attrs)
         except TimeUp:
             trial.set_user_attr("time up", True)
-            raise optuna.TrialPruned from None
+            raise
         except optuna.TrialPruned: raise
         except Exception as error:
-            trial.set_user_attr("error", (str(error) or type(error).__name__).splitlines()[0])
+            trial.set_user_attr("error", first_line(error))
             raise
         finally:
             trial.set_user_attr("seconds", round(time.monotonic() - began, 3))
@@ -361,6 +382,18 @@ COST = {"linear": 1, "boosting": 3, "net": 30}  # of a trial, beside the others
 FAVOUR = 4  # times as much time for the best family as for another
 ENOUGH = 20  # trials for each setting of a family
 
+def in_line(
+    trial: FrozenTrial,
+) -> dict[str, Any]:
+    "The settings with which a trial was put in line; empty for one that has drawn its own."
+    return trial.system_attrs.get("fixed_params", {})
+
+def counts_once(
+    trial: FrozenTrial,
+) -> bool:
+    "Whether a trial is one more that was drawn or put in line: what is tried again is none, nor what was cut before it had drawn."
+    return "retry of" not in trial.user_attrs and bool(trial.state == TrialState.RUNNING or "drawn" in trial.user_attrs or in_line(trial))
+
 def is_slow(
     plan: Plan,
     trial: FrozenTrial,
@@ -371,27 +404,29 @@ def is_slow(
 def next_family(
     plan: Plan,
     study: optuna.Study,
-    number: int,  # of the trial
+    number: int,  # of settings drawn so far
+    place: int = 0,  # of the worker among others
 ) -> str:
     "The family to try."
     trials, found = study.get_trials(deepcopy=False), complete(study)
-    counts = {family: sum(t.params.get("family") == family for t in trials) for family in plan.families}
+    counts = Counter(in_line(t).get("family", t.params.get("family")) for t in trials if counts_once(t))
     best = max(found, key=lambda t: sign(study) * t.value).params["family"] if found else ""
     slow = {t.params["family"] for t in trials if is_slow(plan, t)} - {t.params["family"] for t in found}
     able = [family for family in plan.families if family not in slow] or list(plan.families)
     left = [family for family in able if counts[family] < ENOUGH * len(plan.space(family))] or able
     weights = np.array([(FAVOUR if family == best else 1) / COST.get(family, max(COST.values())) for family in left])
-    return left[np.random.default_rng([plan.seed, number]).choice(len(left), p=weights / weights.sum())]
+    return left[np.random.default_rng([plan.seed, place, number]).choice(len(left), p=weights / weights.sum())]
 
 def sampler(
     plan: Plan,
     study: optuna.Study,
     place: int = 0,  # of the worker among others
 ) -> optuna.samplers.BaseSampler:
-    "Tree-structured Parzen estimators over all settings of a family together (Bergstra et al. 2011; Falkner et al. 2018). Of a seed and a number of trials: a study that goes on draws as one that was not interrupted."
-    number = len(study.get_trials(deepcopy=False)) + 10_007 * place
-    settings = optuna.samplers.TPESampler(seed=plan.seed * 1_000_003 + number, n_startup_trials=10, multivariate=True, group=True, constant_liar=True)
-    return optuna.samplers.PartialFixedSampler({"family": next_family(plan, study, number)}, settings)
+    "Tree-structured Parzen estimators over all settings of a family together (Bergstra et al. 2011; Falkner et al. 2018). Of a seed and of what has been drawn: a study that goes on draws as one that was not interrupted."
+    number = sum(map(counts_once, study.get_trials(deepcopy=False)))
+    seed = int(np.random.SeedSequence([plan.seed, place, number]).generate_state(1)[0])  # any whole number will do for the plan's
+    settings = optuna.samplers.TPESampler(seed=seed, n_startup_trials=10, multivariate=True, group=True, constant_liar=True)
+    return optuna.samplers.PartialFixedSampler({"family": next_family(plan, study, number, place)}, settings)
 
 # %% ../nbs/trials.ipynb #972a67c4
 HEARTBEAT = 10  # seconds; a worker that is silent six times as long is dead
@@ -399,12 +434,31 @@ RETRIES = 2  # of a trial whose worker has died
 
 def again(
     study: optuna.Study,
-    trial: FrozenTrial,  # whose worker has died
+    trial: FrozenTrial,  # which has failed
+    died: bool = True,  # with its worker; such a trial may be what kills
 ) -> None:
-    "Put a dead trial's settings back in line."
-    tries = trial.user_attrs.get("tries", 0) + 1
+    "Put the settings of a trial that was cut back in line."
+    tries = trial.user_attrs.get("tries", 0) + died
     kept = {name: trial.user_attrs[name] for name in ("default", "whole") if name in trial.user_attrs}
-    if tries <= RETRIES and trial.params: study.enqueue_trial(trial.params, user_attrs={"tries": tries, "retry of": trial.number, **kept})
+    chosen = in_line(trial) or (trial.params if "drawn" in trial.user_attrs else {})  # what had not drawn all is not missed
+    if tries <= RETRIES and chosen: study.enqueue_trial(chosen, user_attrs={"tries": tries, "retry of": trial.number, "first": _first(trial), **kept})
+
+def _first(trial: FrozenTrial) -> int:
+    "The number that a trial's settings had when they were new."
+    return trial.user_attrs.get("first", trial.number)
+
+def in_order(
+    study: optuna.Study,
+) -> None:
+    "Put what waits in the order in which it was new: what was cut goes before what had not begun, as if nothing had happened."
+    line = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    if line == sorted(line, key=_first): return
+    for trial in sorted(line, key=_first):
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            if not study._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING): continue  # a worker was faster
+            study._storage.set_trial_user_attr(trial._trial_id, "moved", True)
+            study.tell(trial.number, state=TrialState.FAIL)
+            again(study, trial, died=False)
 
 # %% ../nbs/trials.ipynb #019f236a
 class Storage(optuna.storages.RDBStorage):
@@ -512,11 +566,12 @@ def owed(
     study: optuna.Study,
     rows: Rows,
 ) -> None:
-    "Put the defaults in line that have not come to an end yet, and do not wait; also those that params.yaml has got since the study began."
-    tried = [t.system_attrs.get("fixed_params") for t in study.get_trials(deepcopy=False) if "default" in t.user_attrs and "time up" not in t.user_attrs and t.state != TrialState.FAIL and ("too slow" not in t.user_attrs or is_slow(rows.plan, t))]
+    "Put the defaults in line that have not come to an end yet, and do not wait; also those that params.yaml has got since the study began. What waits is put in order."
+    in_order(study)
+    tried = [t for t in study.get_trials(deepcopy=False) if "default" in t.user_attrs and t.state != TrialState.FAIL and ("too slow" not in t.user_attrs or is_slow(rows.plan, t))]
     for family in sorted(rows.plan.families, key=lambda family: family != rows.plan.first):
-        wanted = {"family": family, **{name: rows.plan.defaults[name] for name in rows.plan.space(family)}}
-        if wanted not in tried: study.enqueue_trial(wanted, user_attrs={"default": family, "whole": family == rows.plan.first})
+        wanted, whole = {"family": family, **{name: rows.plan.defaults[name] for name in rows.plan.space(family)}}, family == rows.plan.first
+        if not any(in_line(t) == wanted and not (whole and t.state == TrialState.PRUNED) for t in tried): study.enqueue_trial(wanted, user_attrs={"default": family, "whole": whole})
 
 # %% ../nbs/trials.ipynb #af3e1334
 NAMELESS = 10.0  # seconds after which a trial must have said who does it

@@ -66,11 +66,21 @@ def fetch(
         if others: print(f"data/raw also holds {', '.join(others)}: all files there are one table; remove what does not belong to it")
 
 # %% ../../nbs/runs/cli.ipynb #b1d57811
+def _import_beside(
+    module: str,
+) -> None:
+    "Have the process that workers are forked from import a module while this one imports its own: half a minute's search would else wait for seconds twice."
+    import multiprocessing
+    from multiprocessing import forkserver
+
+    multiprocessing.set_forkserver_preload([module])
+    forkserver.ensure_running()
+
 @app.command()
 def tune(
     minutes: Annotated[float, typer.Option(help="For all of it.")] = 10.0,
     trials: Annotated[int, typer.Option(help="Finished trials that are enough; 0: no end but the time's.", min=0)] = 0,
-    family: Annotated[str, typer.Option(help="linear, boosting, net, or all.")] = "all",
+    family: Annotated[str, typer.Option(help="linear, boosting, net, or all; another choice is another study (--study).")] = "all",
     metric: Annotated[str, typer.Option(help="What is made best; auto: ROC AUC, average precision, or the root mean squared error.")] = "auto",
     workers: Annotated[int, typer.Option(help="Trials at once; 0: one for each core, or for each thread of a cluster.", min=0)] = 0,
     engine: Annotated[str, typer.Option(help="local, dask, or the address of a Dask scheduler such as tcp://host:8786.")] = "local",
@@ -88,12 +98,13 @@ def tune(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _one_line():
         os.chdir(find_root())
-        from {{cookiecutter.__package}}.tune import make_plan, told, track_study, tune
+        if engine == "local" and not trial_runs: _import_beside("{{cookiecutter.__package}}.search")
+        from {{cookiecutter.__package}}.tune import make_plan, told, track, tune
 
         plan = make_plan("build/prepare", family, metric, rows, seed, bag)
-        _, found = tune(plan, study, minutes, trials, workers, storage, engine, trial_runs, gpus)
-        print(*told(found), sep="\n")
-        track_study(found, study)
+        searched, found = tune(plan, study, minutes, trials, workers, storage, engine, trial_runs, gpus)
+        print(*told(found), sep="\n", flush=True)
+        track(searched, found, plan, study, storage, itself=True)
     print(f"into params.yaml: uv run {{cookiecutter.__package}} adopt {study}")
 
 @app.command()
@@ -111,9 +122,10 @@ def adopt(
         os.chdir(find_root())
         from {{cookiecutter.__package}}.tune import adopt
 
-        before, after = adopt(study)
+        before, after, warning = adopt(study)
         if before == after: raise SystemExit("params.yaml has them already")
         print("".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), "params.yaml", "params.yaml, adopted")), end="", flush=True)
+        if warning: print(warning, flush=True)
         if not yes: typer.confirm("write it?", abort=True)
         (part := Path(".params.yaml")).write_text(after)
         part.replace("params.yaml")
