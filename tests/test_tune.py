@@ -435,7 +435,7 @@ def test_wandb(searched: Path) -> None:
 
 def test_wandb_fails(project: Path) -> None:
     """W&B's faults are one line after what was found, and nothing is lost; plots of an earlier search go."""
-    (project / "build/untracked/plots").mkdir(parents=True)
+    (project / "build/untracked/plots").mkdir(parents=True, exist_ok=True)
     (project / "build/untracked/plots/old.png").touch()
     said = in_project(project, *SEARCH[3:], "--study", "build/untracked", "--trials", "3", WANDB_MODE="nowhere")
     assert said.index("on rows that the search has not seen") < said.index("not tracked: ") < said.index("into params.yaml: uv run churn adopt build/untracked"), said
