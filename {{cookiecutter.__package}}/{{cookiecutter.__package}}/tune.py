@@ -593,7 +593,7 @@ def better_now(
     found: Mapping[str, Any],
 ) -> str:
     "That what params.yaml has is better than what was found; empty where it is not, surely."
-    low, high = found["beside"].get(found.get("now"), {}).get("ahead by", [0, 0])
+    low, high = found.get("beside", {}).get(found.get("now"), {}).get("ahead by", [0, 0])
     return f"better not adopted: what params.yaml has now is ahead of the chosen one by {-high:g} to {-low:g}" if high < 0 else ""
 
 # %% ../nbs/tune.ipynb #92cfceb3
