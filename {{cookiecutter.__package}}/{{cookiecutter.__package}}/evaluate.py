@@ -142,13 +142,12 @@ def resample(
 
 def _drawn_blocks(y: np.ndarray, task: str, blocks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "Positions of the rows of blocks that are drawn; of a classification some row of each class."
-    order = np.argsort(blocks, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1)
-    kinds = y[[block[0] for block in members]] if task == "classification" else np.zeros(len(members))
+    _, first = np.unique(blocks, return_index=True)
+    kinds = y[first] if task == "classification" else np.zeros(len(first))  # a block counts for the class of its first row
     drawn = np.concatenate([rng.choice(places, len(places)) for places in (np.flatnonzero(kinds == k) for k in np.unique(kinds))])
-    rows = np.concatenate([members[i] for i in drawn])
+    rows = np.repeat(np.arange(len(y)), np.bincount(drawn, minlength=len(first))[blocks])
     absent = np.setdiff1d(y, y[rows]) if task == "classification" else []
-    return np.concatenate([rows, *(members[next(i for i, block in enumerate(members) if k in y[block])] for k in absent)])
+    return np.concatenate([rows, *(np.flatnonzero(blocks == blocks[np.argmax(y == k)]) for k in absent)])
 
 # %% ../nbs/evaluate.ipynb #d435a6cd
 BASELINES = ("linear", "trivial")
