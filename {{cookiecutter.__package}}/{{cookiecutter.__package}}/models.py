@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skops.io
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -432,6 +431,8 @@ def _archive(
     estimator: BaseEstimator,  # a fitted scikit-learn estimator
 ) -> bytes:  # a skops archive
     "The estimator as bytes: objects are numbered as they appear, and every file is from 1980."
+    import skops.io  # it walks through all of scikit-learn, and that imports torch: seconds, for who only trains
+
     old = zipfile.ZipFile(io.BytesIO(skops.io.dumps(estimator)))
     text = old.read("schema.json").decode()
     found = re.findall(r'"__id__": (\d+)|"file": "(\d+)\.npy"', text)
@@ -473,7 +474,10 @@ def load(
     folder = Path(folder)
     schema, facts = Schema.load(folder / "schema.json"), json.loads((folder / "model.json").read_text())
     if facts["family"] == "blend": estimator = Blend([load(folder / f"member{i}") for i in range(len(facts["weights"]))], facts["weights"])
-    elif facts["family"] != "net": estimator = skops.io.load(folder / "estimator.skops", trusted=TRUSTED)
+    elif facts["family"] != "net":
+        import skops.io
+
+        estimator = skops.io.load(folder / "estimator.skops", trusted=TRUSTED)
     else:
         from {{cookiecutter.__package}} import net
 

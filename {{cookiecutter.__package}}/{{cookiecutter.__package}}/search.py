@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BEAT', 'SILENT', 'LOOK', 'LOST', 'DATABASE', 'TRIES', 'NOTEBOOK', 'SEEDS', 'DEATHS', 'CAUSES', 'ERRORS', 'POLL',
-           'PATIENCE', 'SLOW', 'Job', 'Orders', 'work', 'Crew', 'member', 'is_lost', 'reached', 'travelled',
+           'PAUSE', 'PATIENCE', 'SLOW', 'Job', 'Orders', 'work', 'Crew', 'member', 'is_lost', 'reached', 'travelled',
            'Processes', 'on_worker', 'Cluster', 'NotebookRuns', 'check', 'cores', 'stoppable', 'search']
 
 # %% ../nbs/search.ipynb #da4b9237
@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import alembic.command  # noqa: F401, Optuna imports it when it opens a database; here it is done once, before workers are forked
 import optuna
+import optuna.storages._rdb.models  # noqa: F401, the same
+import sqlalchemy.dialects.sqlite  # noqa: F401, the same
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -388,7 +391,8 @@ def stoppable() -> Iterator[threading.Event]:
 DEATHS = 20  # of workers, without a finished trial: something is wrong with all of them
 CAUSES = 3  # of workers that said why
 ERRORS = 5  # trials that failed of themselves, without a finished one
-POLL = 0.2  # seconds
+POLL = 0.2  # seconds between looks at the workers
+PAUSE = 1.0  # seconds between looks at the database, for the workers want the cores
 PATIENCE = 60.0  # seconds to wait for a database
 SLOW = 0.15  # of the time, that one trial may take
 
@@ -398,7 +402,7 @@ class _Driver:
 
     def __init__(self, study: optuna.Study, job: Job, metric: str, say: Callable[[str], None]):
         self.study, self.job, self.metric, self.say = study, job, metric, say
-        self.best, self.beaten, self.count, self.lost, self.until = -1, -BEAT, 0, 0.0, float("inf")
+        self.best, self.beaten, self.looked, self.count, self.lost, self.until = -1, -BEAT, -PAUSE, 0, 0.0, float("inf")
 
     def beat(self, until: float) -> None:
         "Give a sign of life, and say until when to work."
@@ -409,7 +413,8 @@ class _Driver:
     def look(self, crew: Crew, end: float, reserve: Callable[[optuna.Study], float]) -> bool:
         "One look at how things stand; whether there is time left. Raises ValueError where nothing works, or the database stays away."
         try:
-            self.until = end - reserve(self.study)
+            if (now := time.monotonic()) - self.looked < PAUSE: return time.time() < self.until
+            self.looked, self.until = now, end - reserve(self.study)
             self.beat(self.until)
             self.progress()  # where the database is gone nobody is replaced
             if crew.look(): bury(self.study, gone)
