@@ -12,7 +12,7 @@ export UV_FIND_LINKS ?= $(LINKS)
 endif
 PYTEST := $(UV) run --quiet pytest
 
-.PHONY: help demo test torture torture-tuning bench-runs bench-size bench-projects bench-tables bench-tuning test-fast bake take clean
+.PHONY: help demo test torture torture-tuning torture-service fuzz bench-runs bench-size bench-projects bench-tables bench-tuning bench-service test-fast bake take clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,8 +58,20 @@ bench-tables: bench-projects ## how good the models are beside FLAML and AutoGlu
 bench-tuning: bench-projects ## what a search is worth beside FLAML, AutoGluon and a plain loop; six hours, and goes on where it was stopped
 	@bench/tables/env-projects/bin/papermill notebooks/bench_tuning.ipynb bench/bench_tuning.ipynb -p projects bench/tables -p work bench/tuning -p docs docs/benchmarks.md
 
+bench-service: $(UV) ## the service beside BentoML's plain @api, FastAPI, LitServe and MLflow, on adult: into docs/benchmarks.md; half an hour
+	@command -v wrk > /dev/null || { echo "bench-service: wrk is not on the PATH; install it (apt-get install wrk)" >&2; exit 1; }
+	@if [ ! -d bench/adult ]; then $(UV) run --quiet cookiecutter . --no-input --output-dir bench project=adult data=$(abspath ../shared/data)/adult.csv target=income; fi
+	@cd bench/adult && $(UV) run --no-sync dvc repro package && \
+	$(UV) run --no-sync papermill ../../notebooks/bench_service.ipynb ../bench_service.ipynb -p work ../service -p docs ../../docs/benchmarks.md
+
 torture-tuning: $(UV) ## a search under 50 kills of its driver, its workers and its database; ten minutes
 	@LABLINE_KILLS=50 $(PYTEST) tests/test_tune.py -k test_kills -o timeout=3600
+
+fuzz: $(UV) ## 100,000 bodies at a service, and at one with a column of every type; ten minutes
+	@LABLINE_FUZZ=100000 $(PYTEST) tests/test_hostile.py -k test_fuzz -o timeout=3600
+
+torture-service: $(UV) ## five times its load for two minutes, 300,000 paths, workers killed; a quarter of an hour
+	@LABLINE_SECONDS=120 LABLINE_HOSTILE=300000 LABLINE_EXAMPLES=500 $(PYTEST) tests/test_hostile.py -o timeout=3600
 
 test-fast: $(UV) ## an answer in two minutes
 	@$(PYTEST) tests -m "not slow"

@@ -118,14 +118,21 @@ def lock() -> str:
     """Make `uv.lock`, with torch's CPU wheel where the wheelhouse has one and no GPU wants the other; and what the bento installs."""
     if Path("uv.lock").exists() and Path("requirements.txt").exists():
         run("uv", "lock", "--check")
+        for_gpus()
         return "uv.lock is there already"
     wheel = cpu_torch()
     run("uv", "lock", *(["--upgrade-package", f"torch=={wheel}"] if wheel else []))
     run(*REQUIREMENTS)
+    for_gpus()
     if find_links() and f'registry = "{find_links()}"' in Path("uv.lock").read_text():
         return (f"uv.lock, requirements.txt{', torch ' + wheel if wheel else ''}\nsome packages come from {find_links()};"
                 " on a machine without that folder (and in CI), run first: uv lock --upgrade-package torch")
     return "uv.lock, requirements.txt"
+
+
+def for_gpus() -> None:
+    """What the CUDA bento installs: the same, with the other ONNX Runtime."""
+    Path("deploy/requirements-cuda.txt").write_text(re.sub(r"(?m)^onnxruntime==", "onnxruntime-gpu==", Path("requirements.txt").read_text()))
 
 
 def cpu_torch() -> str:

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 
 TEMPLATE = Path(__file__).parents[1]
 DATA = TEMPLATE.parent / "shared/data"
@@ -100,11 +103,11 @@ def figure(what: str, value: str) -> None:
             file.write(f"| {what} | {value} |\n")
 
 
-def require(program: str) -> str:
+def require(program: str, package: str) -> str:
     """A program's path. A user who lacks it skips the test; CI installs it, so there its absence is a failure."""
     if path := shutil.which(program):
         return path
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{program} is not installed (Debian: apt-get install chromium chromium-driver)")
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{program} is not installed ({package})")
 
 
 def table(name: str) -> Path:
@@ -128,25 +131,88 @@ def shared_environment(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("UV_PROJECT_ENVIRONMENT", str(shared_folder))
 
 
+def wait(condition: Callable[[], Any], seconds: float, otherwise: str) -> Any:
+    """What the condition gives once it holds; elements that the page has just replaced are looked for again."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if found := condition():
+                return found
+        except StaleElementReferenceException:
+            continue
+        time.sleep(0.1)
+    raise AssertionError(otherwise)
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on, below those that outgoing connections get: none can take it meanwhile."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port := random.SystemRandom().randint(20_000, 32_000)))
+            return port
+
+
+@dataclass
+class Server:
+    """A service that runs."""
+
+    client: httpx.Client
+    process: psutil.Process  # the one that was started, which looks after the workers
+    seconds: float  # until it was ready
+    output: Path  # the file that it writes to
+
+    @property
+    def url(self) -> str:
+        return str(self.client.base_url).rstrip("/")
+
+    @property
+    def port(self) -> int:
+        return self.client.base_url.port
+
+    @property
+    def log(self) -> str:
+        """What it has said."""
+        return self.output.read_text()
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The processes that answer."""
+        found = []
+        for process in self.process.children(recursive=True):
+            with suppress(psutil.Error):
+                if "_bentoml_impl.worker.service" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+
 @contextmanager
-def serve(bentoml: Path, cwd: Path, *arguments: str, **env: str) -> Iterator[tuple[httpx.Client, psutil.Process, float]]:
-    """A service: a client, its process, the seconds until it was ready."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+def serve(bentoml: Path, cwd: Path, *arguments: str, **env: str) -> Iterator[Server]:
+    """A service. It has a home of its own: of services that share one, the second begins the counters of the first anew."""
+    port = free_port()
     command = [str(bentoml), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    began = time.monotonic()
-    with (cwd.parent / f"{cwd.name}.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=cwd, env=environment(**env), stdout=log, stderr=log, start_new_session=True)
+    with tempfile.TemporaryDirectory(prefix="labline-service-", ignore_cleanup_errors=True) as home:
+        output, began = Path(home) / "log", time.monotonic()
+        with output.open("w") as log:
+            process = subprocess.Popen(command, cwd=cwd, env=environment(**{"BENTOML_HOME": home} | env), stdout=log, stderr=log, start_new_session=True)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+                while not ready(client):
+                    assert process.poll() is None and time.monotonic() - began < 60, output.read_text()
+                    time.sleep(0.05)
+                yield Server(client, psutil.Process(process.pid), time.monotonic() - began, output)
+        finally:
+            stop(process)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a process that leads a group, and the group, unless a test has done so."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            while not ready(client):
-                assert server.poll() is None and time.monotonic() - began < 60, (cwd.parent / f"{cwd.name}.log").read_text()
-                time.sleep(0.05)
-            yield client, psutil.Process(server.pid), time.monotonic() - began
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def ready(client: httpx.Client) -> bool:
@@ -157,6 +223,53 @@ def ready(client: httpx.Client) -> bool:
         return False
 
 
+@pytest.fixture(scope="module")
+def server(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The sample project's service, which keeps what it is asked."""
+    with serve(project / ".venv/bin/bentoml", project, SERVE_JOURNAL=str(tmp_path_factory.mktemp("journal"))) as server:
+        yield server
+
+
+@contextmanager
+def chromium(folder: Path) -> Iterator[webdriver.Chrome]:
+    """A headless Chromium that keeps what it keeps in a folder, fetches nothing by itself, and hands on what the page complains of."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = require("chromium", "Debian: apt-get install chromium")
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "window-size=1400,1600", "disable-background-networking",
+                     "disable-component-update", "disable-sync", "disable-dev-shm-usage", f"user-data-dir={folder}"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(require("chromedriver", "Debian: apt-get install chromium-driver")))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+PRIVATE = {".env": "TOKEN=hush", "server.pem": "hush", "build/model/secret.key": "hush", "deploy/keys": "me:hush", "data/raw/more.csv": "hush"}
+
+
+@contextmanager
+def private_files(project: Path) -> Iterator[None]:
+    """Files that must not get into an image, lying about."""
+    for name, text in PRIVATE.items():
+        assert not (project / name).exists(), name
+        (project / name).write_text(text)
+    try:
+        yield
+    finally:
+        for name in PRIVATE:
+            (project / name).unlink()
+
+
+def build(project: Path, home: Path, bentoml: Path, *options: str) -> Path:
+    """Build a bento; its folder."""
+    before = set((home / "bentos").glob("*/*"))
+    done = run(str(bentoml), "build", *options, cwd=project, BENTOML_HOME=str(home), PATH=f"{bentoml.parent}:{os.environ['PATH']}")
+    assert done.code == 0, done.out + done.err
+    return next(path for path in (home / "bentos").glob("*/*") if path.is_dir() and path not in before)
+
+
 SECRET = "hunter2-of-the-day"
 
 
@@ -164,7 +277,7 @@ class Postgres:
     """A PostgreSQL server of the test's own, on loopback, which wants a password."""
 
     def __init__(self, bin: Path, folder: Path) -> None:
-        self.bin, self.folder, self.port = bin, folder, random.Random(os.getpid()).randint(20000, 40000)
+        self.bin, self.folder, self.port = bin, folder, free_port()
         self.as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         folder.mkdir(mode=0o777)
         folder.chmod(0o777)

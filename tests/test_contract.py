@@ -57,7 +57,7 @@ def test_outcomes(project: Path, raw: pd.DataFrame, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("old", "new", "said"), [
-    ("task: classification", "task: clasification", "line 5: task: 'clasification' is not one of classification, regression; did you mean 'classification'?"),
+    ("task: classification", "task: clasification", "line 6: task: 'clasification' is not one of classification, regression; did you mean 'classification'?"),
     ("{role: number", "{role: nubmer", "'nubmer' is not one of number"),
     ("target: diagnosis", "target: diagnosys", "no column is called 'diagnosys'; near: diagnosis"),
     ("columns:", "colums:", "colums: not known here; did you mean 'columns'?"),

@@ -4,21 +4,16 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
-from conftest import environment, require
+from conftest import chromium, environment, free_port, stop, wait
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
@@ -26,8 +21,6 @@ pytestmark = pytest.mark.slow
 # JupyterLab asks for news, and draws only the cells in view; neither helps here.
 SETTINGS = {"apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
             "notebook-extension/tracker": {"windowingMode": "none"}}
-CHROMIUM = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1400,1600",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 
 
 @contextmanager
@@ -37,9 +30,7 @@ def jupyter_lab(project: Path, environment_of: Path, folder: Path) -> Iterator[s
         path = folder / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(values))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     kept = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "RUNTIME")}
     kept |= {f"JUPYTERLAB_{name}_DIR": str(folder / name.lower()) for name in ("SETTINGS", "WORKSPACES")}
     command = [str(environment_of / ".venv/bin/jupyter"), "lab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
@@ -51,8 +42,7 @@ def jupyter_lab(project: Path, environment_of: Path, folder: Path) -> Iterator[s
         wait(lambda: answers(f"{address}/api?token=token"), 60, "JupyterLab does not answer")
         yield address
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        stop(server)
 
 
 def answers(url: str) -> bool:
@@ -63,29 +53,11 @@ def answers(url: str) -> bool:
         return False
 
 
-def wait(condition: Callable[[], Any], seconds: float, otherwise: str) -> Any:
-    """What the condition gives once it holds; elements that the page has just replaced are looked for again."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if found := condition():
-                return found
-        except StaleElementReferenceException:
-            continue
-        time.sleep(0.1)
-    raise AssertionError(otherwise)
-
-
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     """Headless Chromium with a profile of its own."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = require("chromium")
-    for argument in [*CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}"]:
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(require("chromedriver")))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path / "profile") as driver:
+        yield driver
 
 
 def connected(address: str) -> bool:

@@ -115,8 +115,8 @@ def test_the_service_says_the_same(penguins: Path, tmp_path: Path) -> None:
     in_project(penguins, "churn", "run", "predict", "-p", f"data={tmp_path / 'odd.csv'}", "-p", "out=build/odd")
     answers = pq.read_table(penguins / "build/odd/predictions.parquet").to_pylist()
     said = read_json(penguins / "build/odd/metrics.json")["findings"]["values"]
-    with serve(penguins / ".venv/bin/bentoml", penguins) as (client, _, _):
-        body = client.post("/predict", json={"rows": as_sent()}).json()
+    with serve(penguins / ".venv/bin/bentoml", penguins) as server:
+        body = server.client.post("/predict", json={"rows": as_sent()}).json()
     got = [{"prediction": a["prediction"]} | {f"probability {label}": p for label, p in a["probabilities"].items()} for a in body["predictions"]]
     assert got == [{name: value for name, value in answer.items() if name != "row"} for answer in answers]
     doubts = Counter(doubt.split(":")[0].rpartition(".")[2] for doubt in body["warnings"])
@@ -130,9 +130,9 @@ def test_what_is_an_error_is_one_for_both(penguins: Path, tmp_path: Path) -> Non
     (tmp_path / "odd.csv").write_text(ODD)
     done = run("uv", "run", "--no-sync", "churn", "run", "predict", "-p", f"data={tmp_path / 'odd.csv'}", "-p", "out=build/no", cwd=penguins)
     assert done.code == 1 and "'Mars'" in done.err and "4 more: out_of_range: bill_length_mm" in done.err and "Traceback" not in done.err, done.err
-    with serve(penguins / ".venv/bin/bentoml", penguins) as (client, _, _):
-        answer = client.post("/predict", json={"rows": as_sent()})
-    assert answer.status_code == 422 and "Mars" in answer.text, answer.text
+    with serve(penguins / ".venv/bin/bentoml", penguins) as server:
+        answer = server.client.post("/predict", json={"rows": as_sent()})
+    assert answer.status_code == 400 and "Mars" in answer.text, answer.text
 
 
 def trained(penguins: Path, **outcomes: str) -> None:

@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import time
@@ -20,7 +19,7 @@ import httpx
 import psutil
 import pytest
 import yaml
-from conftest import SECRET, Done, Postgres, environment, figure, generated, in_project, read_json, run, table
+from conftest import SECRET, Done, Postgres, environment, figure, free_port, generated, in_project, read_json, run, table
 
 pytestmark = pytest.mark.slow
 SEARCH = ["uv", "run", "--no-sync", "churn", "tune", "--family", "linear", "--minutes", "5"]
@@ -105,9 +104,7 @@ def test_dashboard(searched: Path) -> None:
     """The README's line shows the study."""
     address = "sqlite:///build/tune/study.db"
     assert f"uv run optuna-dashboard {address}`" in (searched / "README.md").read_text()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([searched / ".venv/bin/optuna-dashboard", address, "--host", "127.0.0.1", "--port", str(port)], cwd=searched, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60

@@ -21,7 +21,7 @@ VARIABLE = "{{cookiecutter.__package}}"
 
 def is_source(path: Path) -> bool:
     """Whether a file belongs into the template. nbdev's index is laid out by the name's length: the hook makes it anew."""
-    return path.suffix in {".ipynb", ".py"} and path.name != "_modidx.py" and not {".ipynb_checkpoints", "__pycache__"} & set(path.parts)
+    return path.suffix in {".ipynb", ".py", ".html"} and path.name != "_modidx.py" and not {".ipynb_checkpoints", "__pycache__"} & set(path.parts)
 
 
 def templated(text: str, package: str) -> str:

@@ -73,6 +73,7 @@ def test_the_bento_holds_what_the_service_imports(root: Path, tmp_path: Path) ->
     reached = {p.relative_to(root).as_posix() for p in modules(tmp_path / "serve.ipynb", root / PACKAGE)}
     packed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["bentoml"]["build"]["include"]
     assert {p for p in packed if p.endswith(".py")} == reached | {f"{PACKAGE}/__init__.py"}
+    assert yaml.safe_load((root / "deploy/bentofile-cuda.yaml").read_text())["include"] == packed
 
 
 def test_notebooks_hold_no_outputs(root: Path) -> None:

@@ -38,6 +38,7 @@ class Column(Strict):
     form: str = ""  # number, date: how a CSV writes it, such as "decimal commas" or "dates, day first"; empty: plainly
     absent: tuple[float | str, ...] = ()  # values that stand for no value, such as -999
     why: str = ""  # why the column has this role, where that is not plain
+    sensitive: Literal["hash", "omit"] | None = None  # learnt from: how the prediction log holds it, as a hash or not at all; None: as it is
 
     @field_validator("categories", mode="before")
     @classmethod
@@ -142,6 +143,8 @@ class Contract(Strict):
         if targets := [n for n, c in self.columns.items() if (c.role == "target") != (n == self.target)]:
             raise ValueError(f"columns.{targets[0]}: the role 'target' belongs to {self.target!r}, and to that alone")
         if not self.learnt: raise ValueError("columns: none to learn from")
+        if hidden := next((n for n, c in self.columns.items() if c.sensitive and c.role not in LEARNT), None):
+            raise ValueError(f"columns.{hidden}: sensitive is for columns that are learnt from; {'the prediction log holds what is predicted' if hidden == self.target else 'no other is in the prediction log'}; remove it")
         if self.split.by == "group" and len(self.having("group")) != 1:
             raise ValueError(f"split.by: group needs a column with the role group, and one alone; there are {len(self.having('group'))}")
         _check_time(self)
@@ -184,6 +187,7 @@ HEAD = """\
 # What a valid row is. Made from the table when the project was; yours to change: `prepare`, `predict` and the service obey it.
 # Roles: number, category, ordered (categories from the least to the most), boolean, date, text are learnt from;
 # identifier, constant, weight, group (its rows stay in one split), ignored are not.
+# sensitive: hash (or omit) keeps a column's values out of the service's prediction log.
 """
 COMMENTS = {"split": "by: random, stratified, group, or time", "outcomes": "of what does not fit: error stops; warn takes it as it is; impute takes it for missing",
             "accept": "findings of build/prepare/report.html that you have looked at"}

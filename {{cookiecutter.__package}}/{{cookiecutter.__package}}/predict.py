@@ -7,6 +7,7 @@ __all__ = ['CELLS', 'RANGE', 'open_model', 'answer_names', 'compare', 'fitting',
            'cores', 'in_order', 'local', 'ranged', 'part', 'cluster', 'spread', 'summary', 'plot_spread']
 
 # %% ../nbs/predict.ipynb #da4b9237
+import json
 import math
 import os
 import secrets
@@ -29,7 +30,7 @@ from .data import matrix
 from .features import slots
 from .prepare import Rows, conform, goal
 from .schema import Schema, Target
-from .service import Predictor, check_golden, verify
+from .release import Predictor, check_golden, load
 from .tables import Table, store
 from .values import quoted
 
@@ -45,9 +46,9 @@ def open_model(
     folder = Path(folder)
     if not (folder / "manifest.json").is_file(): raise ValueError(f"{folder}: no model here; make one with uv run dvc repro, or name its folder")
     try:
-        manifest = verify(folder)
-        predictor = Predictor(folder, Schema.load(folder / "schema.json"), manifest["threshold"])
-        check_golden(predictor, folder)
+        manifest, files = load(folder)
+        predictor = Predictor(files["model.onnx"], Schema.loads(files["schema.json"]), manifest["threshold"])
+        check_golden(predictor, json.loads(files["golden.json"]))
     except Exception as error: problem = f"{folder}: not a whole model: {(str(error) or type(error).__name__).splitlines()[0]}; make it anew with uv run dvc repro"
     else: return predictor, manifest
     raise ValueError(problem)
@@ -127,7 +128,7 @@ def answers(
 ) -> pa.Table:
     "What the model says of some rows, as the service would. Raises ValueError for an answer that is not finite."
     schema, labels = predictor.schema, predictor.schema.target.labels
-    y = predictor.session.run(None, {"rows": matrix(rows.select(schema.names).to_pandas(), schema)})[0].astype(np.float64)
+    y = predictor.scores(matrix(rows.select(schema.names).to_pandas(), schema))
     finite = np.isfinite(y).reshape(len(rows), -1).all(axis=1)
     if not finite.all(): raise ValueError(f"row {first + int(finite.argmin())}: the model's answer is not finite")
     names = [name for name in rows.column_names if name not in schema.names]

@@ -313,7 +313,7 @@ def blank(
     contract: Contract,
 ) -> Schema:
     "A schema that has measured nothing yet."
-    columns = tuple(Column(n, c.role, categories=c.categories if c.role == "ordered" else (), cycle=c.cycle, absent=c.absent, valid=(c.minimum, c.maximum), known=c.categories)
+    columns = tuple(Column(n, c.role, categories=c.categories if c.role == "ordered" else (), cycle=c.cycle, absent=c.absent, valid=(c.minimum, c.maximum), known=c.categories, sensitive=c.sensitive)
                     for n, c in contract.columns.items() if c.role in LEARNT)
     left = {n: c.why or c.role for n, c in contract.columns.items() if c.role not in ("target", *LEARNT)}
     return Schema(columns, goal(contract), left, outcomes=contract.outcomes.model_dump())

@@ -30,6 +30,7 @@ class Column:
     absent: tuple[float | str, ...] = ()  # values that stand for no value
     valid: tuple[float | None, float | None] = (None, None)  # numbers: what is valid, both ends included
     known: tuple[str, ...] = ()  # categories: what is valid; empty where anything is
+    sensitive: Literal["hash", "omit"] | None = None  # how the prediction log holds it: as a hash, or not at all; None: as it is
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -98,7 +99,15 @@ class Schema:
         path: str | Path,  # what `save` wrote
     ) -> "Schema":
         "Read a schema."
-        raw: dict[str, Any] = json.loads(Path(path).read_text())
+        return cls.loads(Path(path).read_bytes())
+
+    @classmethod
+    def loads(
+        cls,
+        content: bytes,  # of such a file
+    ) -> "Schema":
+        "A schema from what a file holds."
+        raw: dict[str, Any] = json.loads(content)
         parts = {part: tuple(_column(c) for c in raw[part]) for part in ("columns", "derived")}
         return cls(target=Target(**{**raw["target"], "classes": tuple(raw["target"]["classes"])}), ignored=raw["ignored"], outcomes=raw["outcomes"], **parts)
 

@@ -277,7 +277,7 @@ def plot_importances(
     shares = optuna.importance.get_param_importances(study, params=names, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
     figure, ax = axes("What mattered", "Share of the differences in score", "")
     ax.barh(list(shares)[::-1], list(shares.values())[::-1], color=COLOURS["model"])
-    ax.set_xlim(0, 1)
+    ax.set(xlim=(0, 1), ylim=(-0.6, max(len(shares), 4) - 0.4))  # one bar is a bar, and no wall
     return figure
 
 def _scaled(values: np.ndarray, space: Between | tuple) -> tuple[np.ndarray, list[float], list[str]]:
