@@ -11,6 +11,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,7 +38,7 @@ class Connections:
     ) -> None:
         "Begin, and let the process have as many connections as it may."
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most if 0 <= most < FILES else FILES, most))
+        with suppress(ValueError, OSError): resource.setrlimit(resource.RLIMIT_NOFILE, (most if 0 <= most < FILES else FILES, most))  # not every system takes what it calls its limit
         create = loop.create_server
         async def create_server(factory: Callable, *given: Any, sock: socket.socket | None = None, **more: Any) -> Any:
             server = await create(lambda: self.note(factory()), *given, sock=sock, **more)

@@ -215,11 +215,10 @@ class Serving:
         if (journal := self.keep()) and journal.started.wait(10): self.journal = journal  # before what is there is frozen
         self.scores = predictor.scores
         self.reader = Reader(predictor, settings.rows, as_values=bool(self.journal))
-        self.examples = [self.reader.settle({name: [row.get(name)] for name in self.reader.names}, 1) for row in self.release.golden["rows"][:1]]
         others = background(self.release.golden)
         settled = predictor.settled({name: [row.get(name) for row in others] for name in self.reader.names})[0]
         self.others = [dict(zip(settled, values)) for values in zip(*settled.values())]  # what an explanation compares with
-        quick = measure(predictor, self.examples[0])
+        quick = measure(predictor, self.reader.settle({name: [self.release.golden["rows"][0].get(name)] for name in self.reader.names}, 1))
         if settings.cache: predictor.scores = Cache(predictor.scores, self.release.manifest["digest"], settings.cache, lambda result, rows: self.meters.cached.labels(result=result).inc(rows))
         self.line = Line(predictor, quick, settings.queue, settings.threads, settings.rows, 4 * settings.rows, self.meters.batch.observe, self.tick)
         self.line.start()

@@ -52,11 +52,6 @@ class Guard:
         self.left: dict[str, tuple[float, float]] = {}  # by name: what is left of its rate, and since when
         if path: self._read()
 
-    @property
-    def is_on(self) -> bool:
-        "Whether keys are asked for."
-        return bool(self.path)
-
     def __call__(
         self,
         authorization: bytes,  # the header

@@ -7,7 +7,6 @@ __all__ = ['ERROR', 'REFUSALS', 'EXPLANATION', 'WORDS', 'LOOK', 'openapi', 'info
            'watch_closely', 'open_door', 'keep', 'wrapped', 'traced']
 
 # %% ../nbs/service.ipynb #da4b9237
-import gc
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
