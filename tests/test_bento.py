@@ -11,7 +11,7 @@ import yaml
 from conftest import build, figure, private_files, read_json, rendered, run, serve, succeed
 
 pytestmark = pytest.mark.slow
-PACKED = ("__init__.py", "page.html", *(f"{name}.py" for name in ("body", "cache", "connections", "door", "explain", "features", "guard", "journal", "line", "meters", "page", "release", "schema", "service", "settings")))
+PACKED = ("__init__.py", "page.html", *(f"{name}.py" for name in ("arrow", "body", "cache", "connections", "door", "explain", "features", "guard", "journal", "line", "meters", "page", "release", "schema", "service", "settings")))
 
 
 @pytest.fixture(scope="module")

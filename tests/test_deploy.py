@@ -100,6 +100,13 @@ def test_secrets_are_given_at_run_time(deploy: Path) -> None:
         assert all(value == "" or value.startswith("/run/secrets/") for value in told.values()), name
 
 
+def test_the_prediction_log_has_a_place(deploy: Path) -> None:
+    """Where a folder is given, it is mounted, and the log is written there; else there is no log."""
+    bare, logged = compose(deploy)["services"]["service"], compose(deploy, JOURNAL_FOLDER="/elsewhere/log")["services"]["service"]
+    assert not bare["environment"]["SERVE_JOURNAL"] and not bare["environment"]["SERVE_JOURNAL_SALT"]
+    assert logged["volumes"] == [f"/elsewhere/log:{logged['environment']['SERVE_JOURNAL']}"]
+
+
 def test_the_parts_find_each_other(deploy: Path) -> None:
     """Paths, hosts and ports agree between the files."""
     whole = compose(deploy)
@@ -129,16 +136,16 @@ def kustomize(folder: Path) -> dict[str, dict]:
     return {found["kind"]: found for found in yaml.safe_load_all(said)}
 
 
-@pytest.fixture(scope="module", params=["base", "gpu", "base and keys", "gpu and keys"])
+@pytest.fixture(scope="module", params=["base", "gpu", "base and more", "gpu and more"])
 def objects(request: pytest.FixtureRequest, deploy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """The objects of each variant."""
-    what, _, keys = request.param.partition(" and ")
+    what, _, more = request.param.partition(" and ")
     folder = shutil.copytree(deploy / "kubernetes", tmp_path_factory.mktemp("kubernetes") / "kubernetes")
     folder = folder if what == "base" else folder / what
-    if keys:
+    if more:
         path = folder / "kustomization.yaml"
         path.write_text(re.sub("^# (components: .*)", r"\1", path.read_text(), flags=re.MULTILINE))
-    return kustomize(folder) | {"variant": {"gpu": what == "gpu", "keys": bool(keys)}}
+    return kustomize(folder) | {"variant": {"gpu": what == "gpu", "more": bool(more)}}
 
 
 def pod(objects: dict[str, dict]) -> tuple[dict, dict]:
@@ -174,7 +181,7 @@ def test_objects_belong_together(objects: dict[str, dict]) -> None:
         assert selector and selector.items() <= labels.items()
     assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", found["metadata"]["name"]) for kind, found in objects.items() if kind != "variant")
     assert spec["serviceAccountName"] == objects["ServiceAccount"]["metadata"]["name"]
-    assert container["envFrom"] == [{"configMapRef": {"name": objects["ConfigMap"]["metadata"]["name"]}}]
+    assert container["envFrom"][0] == {"configMapRef": {"name": objects["ConfigMap"]["metadata"]["name"]}}
     target = objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == ("Deployment", objects["Deployment"]["metadata"]["name"])
     assert "replicas" not in objects["Deployment"]["spec"] and "cpu" in container["resources"]["requests"]
@@ -195,7 +202,7 @@ def test_the_pod_may_do_little(objects: dict[str, dict]) -> None:
     settings = objects["ConfigMap"]["data"]
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert mounts["tmp"]["mountPath"] == "/tmp" and settings["BENTOML_HOME"].startswith("/tmp/") and mounts["keys"]["readOnly"]
-    assert {volume["name"]: sorted(volume.keys() - {"name"}) for volume in spec["volumes"]} == {"tmp": ["emptyDir"], "keys": ["secret"]}
+    assert {volume["name"]: sorted(volume.keys() - {"name"}) for volume in spec["volumes"]} == {"tmp": ["emptyDir"], "keys": ["secret"]} | ({"log": ["persistentVolumeClaim"]} if objects["variant"]["more"] else {})
 
 
 def test_the_pod_is_stopped_gently(objects: dict[str, dict]) -> None:
@@ -215,9 +222,12 @@ def test_the_variants(objects: dict[str, dict]) -> None:
     assert container["image"] == ("credit_risk-cuda:latest" if variant["gpu"] else "credit_risk:latest")
     assert container["resources"]["limits"].get("nvidia.com/gpu") == (1 if variant["gpu"] else None)
     keys = next(volume["secret"] for volume in spec["volumes"] if volume["name"] == "keys")
-    assert keys["secretName"] == "credit-risk-keys" and keys["optional"] is not variant["keys"]
+    assert keys["secretName"] == "credit-risk-keys" and keys["optional"] is not variant["more"]
     folder = next(mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "keys")
-    assert settings.get("SERVE_KEYS") == (f"{folder}/keys" if variant["keys"] else None)
+    assert settings.get("SERVE_KEYS") == (f"{folder}/keys" if variant["more"] else None)
+    claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume}
+    mounts = {mount["mountPath"]: claims[mount["name"]] for mount in container["volumeMounts"] if mount["name"] in claims and not mount.get("readOnly")}
+    assert mounts == ({settings["SERVE_JOURNAL"]: "credit-risk-journal"} if variant["more"] else {}) and ("SERVE_JOURNAL" in settings) is variant["more"]
 
 
 # Prometheus

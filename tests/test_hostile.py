@@ -151,11 +151,23 @@ def test_body_too_large(service: Served) -> None:
                                                        ("/nowhere", "content-length: 1000000000000", 404), ("/explain", "transfer-encoding: chunked", 413), ("/metrics", "transfer-encoding: chunked", 405)])
 def test_endless_body(path: str, length: str, said: int, service: Served) -> None:
     """An answer comes while the body is still being sent, and then the connection is closed: nobody reads on for ever."""
-    worker, sent, chunk = service.workers[0], 0, b"10000\r\n" + b" " * 65536 + b"\r\n"
+    worker = service.workers[0]
     memory = worker.memory_info().rss
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
-        connection.sendall(POST.format(path=path).replace("\n", "\r\n").encode() + length.encode() + b"\r\n\r\n")
-        status = 0
+    found = []
+    while said not in found and len(found) < 10:  # now and then the connection is gone before its answer is read
+        status, sent = endless(service.port, POST.format(path=path).replace("\n", "\r\n").encode() + length.encode() + b"\r\n\r\n")
+        assert status in (said, 0) and sent < 2**28, (status, sent)
+        found.append(status)
+    assert found[-1] == said, found
+    assert worker.memory_info().rss - memory < 2**27
+    service.holds()
+
+
+def endless(port: int, head: bytes) -> tuple[int, int]:
+    """Send a body without end: the status that is answered, 0 where there is none, and the bytes that were taken."""
+    status, sent, chunk = 0, 0, b"10000\r\n" + b" " * 65536 + b"\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head)
         with suppress(ConnectionError):
             while sent < 2**30:
                 connection.sendall(chunk)
@@ -166,9 +178,7 @@ def test_endless_body(path: str, length: str, said: int, service: Served) -> Non
                 connection.settimeout(10)
         with suppress(ConnectionError):
             status = int(connection.recv(65536)[9:12] or 0) or status
-    assert status in (said, 0) and sent < 2**28, (status, sent)  # 0: the reset came before the answer was read
-    assert worker.memory_info().rss - memory < 2**27
-    service.holds()
+    return status, sent
 
 
 @pytest.mark.parametrize("body", [b"[" * 10_000 + b"]" * 10_000, b'{"rows":' * 10_000 + b"1" + b"}" * 10_000, b'{"rows":[{"x":' + b"[" * 10_000, b'{"columns":{"x":' + b'{"a":' * 10_000,

@@ -5,7 +5,9 @@ import hashlib
 import http.server
 import io
 import json
+import re
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +167,26 @@ def test_what_was_asked_is_kept(project: Path, golden: dict, tmp_path: Path) -> 
     for i, want in zip(ids, golden["answers"] * 2, strict=True):
         assert by_id[i][0] == want["prediction"] and by_id[i][2] == pytest.approx(want["probabilities"]["malignant"], abs=1e-9)
     assert [by_id[i][1] for i in ids] == [row["mean_radius"] for row in golden["rows"]] * 2
+
+
+def test_a_full_disk_costs_the_log_and_no_answer(project: Path, golden: dict, tmp_path: Path) -> None:
+    """Where the prediction log finds no room, rows are answered, dropped and counted, and one line says why."""
+    folder = tmp_path / "log"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system")
+    try:
+        with serve(project / ".venv/bin/bentoml", project, SERVE_JOURNAL=str(folder)) as server:
+            def dropped() -> float:
+                for _ in range(20):
+                    assert len(predicted(server, golden["rows"])) == len(golden["rows"])
+                found = re.search(r'^service_journal_rows_total{result="dropped"} (\S+)', server.client.get("/metrics").text, re.MULTILINE)
+                return float(found[1])
+            wait(dropped, 30, "nothing was dropped, though there is no room")
+            assert server.client.get("/readyz").status_code == 200
+            assert "No space left" in server.log and "Traceback" not in server.log, server.log[-3000:]
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 # what is off until it is asked for

@@ -5,31 +5,34 @@
 # %% auto #0
 __all__ = ['AHEAD', 'JSON', 'SAFE', 'CLOSE', 'log', 'PARSING', 'HELD', 'PASSED', 'PUBLIC', 'MOST_IDS', 'Headers', 'Receive',
            'BIG', 'EXPLAINING', 'PAGE_HEADERS', 'ROUTES', 'Prediction', 'Answer', 'new_ids', 'answer', 'answer_table',
-           'Reply', 'respond', 'refusal', 'Gone', 'Watch', 'read_body', 'is_endless', 'Serving', 'Door', 'note',
-           'read_request', 'beside', 'predict', 'explain_row', 'tell', 'page', 'measured', 'described', 'alive',
+           'Reply', 'respond', 'refusal', 'Gone', 'Watch', 'read_body', 'announced', 'Serving', 'Door', 'note',
+           'read_request', 'beside', 'predict', 'say', 'explain_row', 'tell', 'page', 'measured', 'described', 'alive',
            'ready']
 
 # %% ../nbs/door.ipynb #0358c6d7
 import asyncio
 import gc
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from .body import ARROW, PARQUET, Asked, Reader, Refused, from_table, read_table
+from .arrow import ARROW, PARQUET, from_table, read_table
+from .body import Asked, Reader, Refused, settle
 from .cache import Cache
 from .connections import Connections
 from .explain import background, explain
 from .guard import Guard
-from .line import LATE, Line, measure
+from .line import LATE, Found, Line, measure
 from .meters import Meters
 from .page import PAGE, POLICY
 from .release import Release
@@ -47,7 +50,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     predictions: list[Prediction]
     model: str
     run: str
-    warnings: list[str] = []  # what `schema.yaml` lets pass with a word
+    warnings: Sequence[str] = ()  # what `schema.yaml` lets pass with a word
 
 def new_ids(
     count: int,
@@ -68,29 +71,25 @@ def _made(count: int) -> list[str]:
 
 def answer(
     release: Release,
-    asked: Asked,
-    y: np.ndarray,  # probabilities [rows, classes] or values [rows]
+    found: Found,
     ids: Sequence[str],  # of the rows
 ) -> Answer:
     "What is said to a request."
-    predictor = release.predictor
-    chosen = predictor.chosen(y)
-    if predictor.labels: found = [Prediction(c, i, dict(zip(predictor.labels, p))) for c, i, p in zip(chosen, ids, y.tolist())]
-    else: found = [Prediction(c, i) for c, i in zip(chosen, ids)]
-    return Answer(found, release.manifest["digest"], release.manifest["run"], asked.warnings)
+    labels = release.predictor.labels
+    if labels: predictions = [Prediction(c, i, dict(zip(labels, p))) for c, i, p in zip(found.chosen, ids, found.y.tolist())]
+    else: predictions = [Prediction(c, i) for c, i in zip(found.chosen, ids)]
+    return Answer(predictions, release.manifest["digest"], release.manifest["run"], found.warnings)
 
 def answer_table(
     release: Release,
-    asked: Asked,
-    y: np.ndarray,  # probabilities [rows, classes] or values [rows]
+    found: Found,
     ids: Sequence[str],  # of the rows
 ) -> bytes:  # an Arrow stream
     "The same, as a table."
     import pyarrow as pa
 
-    predictor = release.predictor
-    columns = {"prediction": predictor.chosen(y)} | {f"probability {label}": p for label, p in zip(predictor.labels, y.T)} | {"id": ids}
-    facts = {"model": release.manifest["digest"], "run": release.manifest["run"]} | ({"warnings": msgspec.json.encode(asked.warnings)} if asked.warnings else {})
+    columns = {"prediction": found.chosen} | {f"probability {label}": p for label, p in zip(release.predictor.labels, found.y.T)} | {"id": ids}
+    facts = {"model": release.manifest["digest"], "run": release.manifest["run"]} | ({"warnings": msgspec.json.encode(found.warnings)} if found.warnings else {})
     table = pa.table(columns).replace_schema_metadata(facts)
     with pa.BufferOutputStream() as sink:
         with pa.ipc.new_stream(sink, table.schema) as writer: writer.write_table(table)
@@ -149,14 +148,14 @@ class Watch:
             task.cancel()
 
 async def read_body(
-    headers: Mapping[bytes, bytes],
+    length: float,  # bytes that are announced
     receive: Callable[[], Awaitable[dict]],
     limit: int,  # bytes
     until: float,  # by the loop's clock
     watch: Watch,
 ) -> bytes:
     "A request's body. Raises Refused: 413 as soon as it is too long, 504 where it takes too long; Gone."
-    if b"content-length" in headers and is_endless(headers, limit): raise Refused(413, f"More than {limit} bytes", "body", "size")
+    if limit < length < math.inf: raise Refused(413, f"More than {limit} bytes", "body", "size")
     body, more, task = b"", True, asyncio.current_task(watch.loop)
     watch.until[task] = until
     try:
@@ -174,13 +173,13 @@ async def read_body(
         watch.late.discard(task)
     return bytes(body)
 
-def is_endless(
+def announced(
     headers: Mapping[bytes, bytes],
-    limit: int,  # bytes
-) -> bool:
-    "Whether a body has no length, or one that nobody would read to its end."
-    size = headers.get(b"content-length", b"0")
-    return b"transfer-encoding" in headers or len(size) > 18 or size.isdigit() and int(size) > limit
+) -> float:  # infinite where the end is not told
+    "How many bytes of a body there will be."
+    if b"transfer-encoding" in headers: return math.inf
+    length = headers.get(b"content-length", b"0")
+    return int(length) if len(length) < 19 else 1e18  # of digits: uvicorn has seen to that
 
 # %% ../nbs/door.ipynb #7ecdc8cf
 log = logging.getLogger("bentoml.service")
@@ -218,9 +217,10 @@ class Serving:
         others = background(self.release.golden)
         settled = predictor.settled({name: [row.get(name) for row in others] for name in self.reader.names})[0]
         self.others = [dict(zip(settled, values)) for values in zip(*settled.values())]  # what an explanation compares with
-        quick = measure(predictor, self.reader.settle({name: [self.release.golden["rows"][0].get(name)] for name in self.reader.names}, 1))
+        self.say, self.say_table = partial(say, self.release), partial(say, self.release, as_table=True)
+        quick = measure(predictor, Asked(1, [tuple(self.release.golden["rows"][0].get(name) for name in self.reader.names)]), self.say)
         if settings.cache: predictor.scores = Cache(predictor.scores, self.release.manifest["digest"], settings.cache, lambda result, rows: self.meters.cached.labels(result=result).inc(rows))
-        self.line = Line(predictor, quick, settings.queue, settings.threads, settings.rows, 4 * settings.rows, self.meters.batch.observe, self.tick)
+        self.line = Line(self.reader, quick, settings.queue, settings.rows, 4 * settings.rows, threads=settings.threads, seen=self.meters.batch.observe, tick=self.tick)
         self.line.start()
         self.meters.serve(self.release.manifest)
         self.told, self.documented = msgspec.json.encode(self.info(quick)), self.docs()
@@ -272,7 +272,7 @@ class Door(Serving):
         except Exception:
             log.exception("an error of the service")
             reply = Reply(500, b'{"error":"An error of the service; its log says which"}')
-        if reply.status >= 400 and CLOSE not in reply.headers and is_endless(headers, self.settings.body_limit): reply.headers = [*reply.headers, CLOSE]
+        if reply.status >= 400 and CLOSE not in reply.headers and announced(headers) > self.settings.body_limit: reply.headers = [*reply.headers, CLOSE]
         await respond(send, reply)
         seconds = time.perf_counter() - began
         self.meters.done(path if route else "other", reply.status, seconds)
@@ -320,26 +320,30 @@ async def read_request(
     headers: Headers,
     receive: Receive,
     kinds: Sequence[str] = (JSON, ARROW, PARQUET),
-) -> tuple[Asked, bool, float, int]:  # what it asks, whether as a table, until when, and in how many bytes
+) -> tuple[Asked | bytes, bool, float, int]:  # what it asks, or JSON that is short enough to be read in its turn; whether as a table, until when, and in how many bytes
     "Read a request for predictions. Raises Refused."
     door.refuse_unready()
     settings, until = door.settings, door.line.loop.time() + min(door.settings.deadline, _seconds(headers.get(b"x-timeout-ms")))
-    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+    kind, length = _kind(headers.get(b"content-type", b"")), announced(headers)
     if kind not in kinds: raise Refused(415, f"Send {' or '.join(kinds)}", "content-type", "type")
-    if kind == JSON and not is_endless(headers, BIG):
-        body = await read_body(headers, receive, settings.body_limit, until, door.watch)
-        return door.reader.json(body), False, until, len(body)
+    if kind == JSON and length <= BIG:
+        body = await read_body(length, receive, settings.body_limit, until, door.watch)
+        return body, False, until, len(body)
     door.line.refuse_full(True)
-    with _place(door, headers):
-        body = await read_body(headers, receive, settings.body_limit, until, door.watch)
+    with _place(door, length):
+        body = await read_body(length, receive, settings.body_limit, until, door.watch)
         read = lambda: door.reader.json(body) if kind == JSON else from_table(door.reader, read_table(kind, body, settings.rows, settings.body_limit))
         return await beside(door, read, until), kind != JSON, until, len(body)
 
+@lru_cache(16)
+def _kind(header: bytes) -> str:
+    "A content type without what may follow it."
+    return header.partition(b";")[0].strip().lower().decode("latin-1")
+
 @contextmanager
-def _place(door: Serving, headers: Headers) -> Iterator[None]:
+def _place(door: Serving, length: float) -> Iterator[None]:
     "Room for a large body: as many may be here as may wait for the model, and so many bytes. Raises Refused where there is none."
-    length, limit = headers.get(b"content-length", b""), door.settings.body_limit
-    size = min(int(length), limit) if length.isdigit() and len(length) < 19 else limit
+    size = min(length, door.settings.body_limit)
     if door.aside >= door.settings.queue or door.aside and door.held + size > HELD: raise Refused(429, "The service is full", cause="full", wait=1)
     door.aside, door.held = door.aside + 1, door.held + size
     try: yield
@@ -368,15 +372,24 @@ async def predict(
     receive: Receive,
 ) -> Reply:
     "Answer rows. Raises Refused."
-    release, is_bulk = door.release, _is_bulk(headers.get(b"x-priority", b"interactive"))
+    is_bulk = _is_bulk(headers.get(b"x-priority", b"interactive"))
     asked, is_table, until, size = await read_request(door, headers, receive)
-    y = await door.line.ask(asked, until, is_bulk, size)
+    is_table = is_table and headers.get(b"accept", b"").partition(b";")[0].strip() != JSON.encode()
+    reply, asked, found = await door.line.ask(asked, until, is_bulk, size, door.say_table if is_table else door.say)
+    door.meters.rows.inc(reply.rows)
+    if door.journal: door.journal.note(dict(zip(door.reader.names, zip(*asked.rows))), found.y, reply.ids, predicted=found.chosen if door.release.predictor.labels else None, size=size)
+    return reply
+
+def say(
+    release: Release,
+    asked: Asked,
+    found: Found,
+    as_table: bool = False,
+) -> tuple[Reply, Asked, Found]:  # with what the prediction log wants to know
+    "Put an answer in words."
     ids = new_ids(asked.count)
-    if door.journal: door.journal.note(asked.sent, y, ids, predicted=release.predictor.chosen(y) if release.predictor.labels else None, size=size)
-    door.meters.rows.inc(asked.count)
-    if is_table and headers.get(b"accept", b"").partition(b";")[0].strip() != JSON.encode(): return Reply(200, await asyncio.to_thread(answer_table, release, asked, y, ids), ARROW.encode(), rows=asked.count, ids=ids)
-    made = lambda: msgspec.json.encode(answer(release, asked, y, ids))
-    return Reply(200, made() if asked.count <= 200 else await asyncio.to_thread(made), rows=asked.count, ids=ids)
+    content, kind = (answer_table(release, found, ids), ARROW.encode()) if as_table else (msgspec.json.encode(answer(release, found, ids)), JSON.encode())
+    return Reply(200, content, kind, rows=asked.count, ids=ids), asked, found
 
 def _is_bulk(header: bytes) -> bool:
     "Whether a request yields to others. Raises Refused for a priority that is none."
@@ -393,26 +406,27 @@ async def explain_row(
 ) -> Reply:
     "Say what moved an answer most. Raises Refused."
     asked, _, until, size = await read_request(door, headers, receive, (JSON,))
-    if asked.count != 1: raise Refused(400, f"{asked.count} rows, and one can be explained", "rows")
     if door.explaining >= EXPLAINING: raise Refused(429, "Too many explanations at once", cause="full", wait=1)
     door.explaining += 1
     try:
-        async with asyncio.timeout_at(until): found = await asyncio.to_thread(_explained, door, asked, await door.line.ask(asked, until, size=size))
+        asked, found = await door.line.ask(asked, until, size=size)
+        if asked.count != 1: raise Refused(400, f"{asked.count} rows, and one can be explained", "rows")
+        async with asyncio.timeout_at(until): found = await asyncio.to_thread(_explained, door, asked, found)
     except TimeoutError: raise Refused(504, LATE, cause="late") from None
     finally: door.explaining -= 1
     return Reply(200, msgspec.json.encode(found), rows=1)
 
-def _explained(door: Serving, asked: Asked, y: np.ndarray) -> dict[str, Any]:
+def _explained(door: Serving, asked: Asked, answered: Found) -> dict[str, Any]:
     "An answer and what moved it."
-    predictor, said = door.release.predictor, answer(door.release, asked, y, new_ids(1))
-    place = None if not predictor.labels else 1 if predictor.threshold is not None else int(y[0].argmax())
+    predictor, said = door.release.predictor, answer(door.release, answered, new_ids(1))
+    place = None if not predictor.labels else 1 if predictor.threshold is not None else int(answered.y[0].argmax())
     def ask(columns: Mapping[str, Sequence]) -> np.ndarray:
         try: X = predictor.encode(columns)
         except Exception as error: raise Refused(400, f"This cannot be explained: the features of a row like it cannot be computed: {str(error).partition(chr(10))[0]}", "rows", "answer") from error
         scores = door.scores(X)  # not the remembered ones: these rows are asked once
         if not np.isfinite(scores).all(): raise Refused(400, "This cannot be explained: the model has no finite answer to a row like it", "rows", "answer")
         return scores if place is None else scores[:, place]
-    found = explain(ask, {name: values[0] for name, values in asked.columns.items()}, door.others, door.reader.names)
+    found = explain(ask, {name: values[0] for name, values in settle(predictor, [asked])[0].items()}, door.others, door.reader.names)
     first = said.predictions[0]
     return {"prediction": first.prediction, **({"probabilities": first.probabilities} if first.probabilities else {}), "of": door.release.schema.target.name if place is None else predictor.labels[place], **found, "model": said.model, "run": said.run}
 

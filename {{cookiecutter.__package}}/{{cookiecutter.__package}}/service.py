@@ -7,7 +7,6 @@ __all__ = ['ERROR', 'REFUSALS', 'EXPLANATION', 'WORDS', 'LOOK', 'openapi', 'info
            'watch_closely', 'open_door', 'keep', 'wrapped', 'traced']
 
 # %% ../nbs/service.ipynb #da4b9237
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,11 +18,13 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, create_model
 from typing_extensions import Annotated
 
-from .body import ARROW, PARQUET, body_type
+from .arrow import ARROW, PARQUET
+from .body import Refused, body_type
 from .door import Answer, Door, new_ids
 from .door import answer as answered
 from .guard import Guard
 from .journal import Journal, secret
+from .line import scores
 from .meters import Meters, forget_dead
 from .release import Release
 from .schema import Schema
@@ -93,8 +94,9 @@ def _answers(door: Door, rows: Any) -> dict[str, Any]:
     "An answer without HTTP. Raises Refused."
     door.refuse_unready()
     asked = door.reader.json(msgspec.json.encode({"rows": rows}))
-    predictor = door.release.predictor
-    return msgspec.to_builtins(answered(door.release, asked, predictor.scores(predictor.encode(asked.columns)), new_ids(asked.count)))
+    found = scores(door.release.predictor, [asked])[0]
+    if isinstance(found, Refused): raise found
+    return msgspec.to_builtins(answered(door.release, found, new_ids(asked.count)))
 
 # %% ../nbs/service.ipynb #92cfceb3
 class Doored(bentoml.Service):
