@@ -215,7 +215,8 @@ class Line(Queue):
         "Wait for an answer. Raises Refused: 429 where the line is full, 504 where it comes too late, 400 where there is none; and what `say` raises."
         waiting = Waiting(asked, until, is_bulk, size // HEAVY, say, self.loop.create_future())
         self.join(waiting)
-        return await waiting.answer
+        found = await waiting.answer
+        return await asyncio.to_thread(say, waiting.asked, found) if isinstance(found, Found) else found  # while the model is with the next
 
     def _answer(self, batch: list[Waiting], said: list[Any]) -> None:
         "Give everybody their answer."
@@ -240,7 +241,7 @@ class Line(Queue):
     async def _long(self) -> None:
         "Answer the long line, a batch at a time."
         while True:
-            if batch := await self.next(True): self._answer(batch, await self.loop.run_in_executor(self.pool, answers, self.reader.predictor, batch))
+            if batch := await self.next(True): self._answer(batch, await self.loop.run_in_executor(self.pool, scores, self.reader.predictor, [each.asked for each in batch]))
 
     async def _ticks(self) -> None:
         "Look at deadlines now and then, also of those whose batch takes its time."
