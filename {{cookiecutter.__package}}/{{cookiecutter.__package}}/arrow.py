@@ -6,8 +6,10 @@
 __all__ = ['ARROW', 'PARQUET', 'read_table', 'unpacked', 'text_bytes', 'Columns', 'from_table']
 
 # %% ../nbs/arrow.ipynb #a1e9c002
+import gc
 import struct
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +32,7 @@ def read_table(
     "A table from a request's body. Raises Refused for what is none, and for more rows or bytes than that before they are read."
     import pyarrow as pa
 
+    _imported()
     try:
         table = (_parquet if kind == PARQUET else _arrow)(body, most, limit)
         table.validate(full=True)  # else what lies outside its buffers is read, too
@@ -37,6 +40,14 @@ def read_table(
         _refuse_size(sum(text_bytes(column) for column in table.columns), limit)
     except (pa.ArrowException, OSError, ValueError, LookupError, struct.error) as error: raise Refused(400, f"Not {'Parquet' if kind == PARQUET else 'an Arrow stream'}: {_line(error)}", "body") from None
     return table
+
+@cache
+def _imported() -> None:
+    "Have the garbage collector leave alone what reads tables, and comes with the first of them: to walk through it all takes 15 ms, again and again."
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    gc.freeze()
 
 def _line(error: Exception) -> str:
     "The first line of what an error says."

@@ -117,7 +117,7 @@ class Queue:
     "Two lines of requests, and of each another for bulk."
     reader: Reader  # of the predictor
     quick: int  # rows in a quick batch, from `measure`
-    limit: int = 128  # requests that may wait, in each line
+    limit: int = 512  # requests that may wait, in each line
     most: int = 10_000  # rows in a batch of the long line
     bound: int = 40_000  # rows that may wait in the long line
     lines: dict[tuple[bool, bool], deque] = field(default_factory=lambda: {(long, bulk): deque() for long in (False, True) for bulk in (False, True)})  # by whether it is the long one, and of bulk requests
