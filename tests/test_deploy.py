@@ -181,7 +181,8 @@ def test_objects_belong_together(objects: dict[str, dict]) -> None:
         assert selector and selector.items() <= labels.items()
     assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", found["metadata"]["name"]) for kind, found in objects.items() if kind != "variant")
     assert spec["serviceAccountName"] == objects["ServiceAccount"]["metadata"]["name"]
-    assert container["envFrom"][0] == {"configMapRef": {"name": objects["ConfigMap"]["metadata"]["name"]}}
+    salt = [{"secretRef": {"name": "credit-risk-salt", "optional": True}}] if objects["variant"]["more"] else []
+    assert container["envFrom"] == [{"configMapRef": {"name": objects["ConfigMap"]["metadata"]["name"]}}, *salt]
     target = objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == ("Deployment", objects["Deployment"]["metadata"]["name"])
     assert "replicas" not in objects["Deployment"]["spec"] and "cpu" in container["resources"]["requests"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .body import MOST, Asked, Reader, Refused, told
-from .release import KINDS, Odd, Predictor
+from .body import Asked, Reader, Refused, told
+from .release import KINDS, MOST, Odd, Predictor
 from .schema import Column
 
 if TYPE_CHECKING: import pyarrow as pa

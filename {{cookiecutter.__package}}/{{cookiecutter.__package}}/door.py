@@ -32,7 +32,7 @@ from .cache import Cache
 from .connections import Connections
 from .explain import background, explain
 from .guard import Guard
-from .line import LATE, Found, Line, measure
+from .line import FEW, LATE, Found, Line, measure
 from .meters import Meters
 from .page import PAGE, POLICY
 from .release import Release
@@ -377,8 +377,14 @@ async def predict(
     is_table = is_table and headers.get(b"accept", b"").partition(b";")[0].strip() != JSON.encode()
     reply, asked, found = await door.line.ask(asked, until, is_bulk, size, door.say_table if is_table else door.say)
     door.meters.rows.inc(reply.rows)
-    if door.journal: door.journal.note(dict(zip(door.reader.names, zip(*asked.rows))), found.y, reply.ids, predicted=found.chosen if door.release.predictor.labels else None, size=size)
+    if door.journal and door.journal.takes(reply.ids): await _noted(door, asked, found, reply.ids, size)
     return reply
+
+async def _noted(door: Serving, asked: Asked, found: Found, ids: Sequence[str], size: int) -> None:
+    "Tell the prediction log."
+    by_column = lambda: dict(zip(door.reader.names, zip(*asked.rows)))
+    columns = by_column() if asked.count <= FEW else await asyncio.to_thread(by_column)
+    door.journal.note(columns, found.y, ids, predicted=found.chosen if door.release.predictor.labels else None, size=size)
 
 def say(
     release: Release,
@@ -397,7 +403,7 @@ def _is_bulk(header: bytes) -> bool:
     return header == b"bulk"
 
 # %% ../nbs/door.ipynb #5bda5e19
-EXPLAINING = 8  # at once; each asks the model a thousand rows or more
+EXPLAINING = 4  # at once, and so many threads; each asks the model a thousand rows or more
 
 async def explain_row(
     door: Serving,
@@ -406,11 +412,12 @@ async def explain_row(
 ) -> Reply:
     "Say what moved an answer most. Raises Refused."
     asked, _, until, size = await read_request(door, headers, receive, (JSON,))
+    if isinstance(asked, bytes): asked = door.reader.json(asked)
+    if asked.count != 1: raise Refused(400, f"{asked.count} rows, and one can be explained", "rows")
     if door.explaining >= EXPLAINING: raise Refused(429, "Too many explanations at once", cause="full", wait=1)
     door.explaining += 1
     try:
         asked, found = await door.line.ask(asked, until, size=size)
-        if asked.count != 1: raise Refused(400, f"{asked.count} rows, and one can be explained", "rows")
         async with asyncio.timeout_at(until): found = await asyncio.to_thread(_explained, door, asked, found)
     except TimeoutError: raise Refused(504, LATE, cause="late") from None
     finally: door.explaining -= 1

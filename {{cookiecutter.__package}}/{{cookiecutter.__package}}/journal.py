@@ -550,6 +550,13 @@ class Journal:
         self.thread = threading.Thread(target=work, args=(self.writer, self.waiting, self.wake, self.started), name="journal", daemon=True)
         self.thread.start()
 
+    def takes(
+        self,
+        ids: Sequence[str],  # of a request's rows
+    ) -> bool:
+        "Whether a request belongs to the share that is logged."
+        return bool(ids) and chosen(ids[0], self.sample)
+
     def note(
         self,
         columns: Mapping[str, Sequence],  # name -> a value or None for each row; not changed afterwards
@@ -561,7 +568,7 @@ class Journal:
     ) -> None:
         "Log a request. It takes a microsecond or so, and never waits."
         rows = len(ids)
-        if not rows or not chosen(ids[0], self.sample): return
+        if not self.takes(ids): return
         if not self.waiting.put(Noted(columns, answers, predicted, ids, when or datetime.now(UTC)), rows, size):
             self.count("dropped", rows)
             self.writer.say(Full("more is asked than is written"))

@@ -38,6 +38,7 @@ class Late:
             if count: bucket.inc(count)
         self.total, self.counts = 0.0, [0] * len(self.bounds)
 
+# %% ../nbs/meters.ipynb #2b0dba30
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1000, 10_000)
 

@@ -135,6 +135,7 @@ def serve(
     Predict.behind = behind
     return Predict
 
+# %% ../nbs/service.ipynb #b801ba9f
 LOOK = 1.0  # seconds between looks at the workers
 
 def watch_closely() -> None:
@@ -166,6 +167,7 @@ def keep(
     if not settings.journal: return None
     return Journal(settings.journal, release.schema, release.manifest["digest"], settings.sample, settings.journal_limit, count=lambda result, rows: meters.journal.labels(result=result).inc(rows))
 
+# %% ../nbs/service.ipynb #17031a81
 def wrapped(
     door: Door,
     settings: Settings,

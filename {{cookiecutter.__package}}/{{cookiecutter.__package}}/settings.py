@@ -24,7 +24,7 @@ class Settings:
     threads: int = 1  # of ONNX Runtime, and of the long line, in each worker
     body_limit: int = 4 * 2**20  # bytes of a request
     rows: int = 10_000  # of a request
-    queue: int = 512  # requests that wait, in each worker
+    queue: int = 512  # requests that wait, in each of a worker's two lines
     deadline: float = 10.0  # seconds that a request may take; its own header `x-timeout-ms` may say less
     keys: str = ""  # a file with API keys; none: everybody may ask
     rate: float = 0.0  # requests a second of each key, in each worker; 0: no limit
