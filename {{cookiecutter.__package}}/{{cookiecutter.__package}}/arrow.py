@@ -44,9 +44,11 @@ def read_table(
 @cache
 def _imported() -> None:
     "Have the garbage collector leave alone what reads tables, and comes with the first of them: to walk through it all takes 15 ms, again and again."
+    import pyarrow as pa
     import pyarrow.compute
     import pyarrow.parquet
 
+    pa.array([""])  # brings pandas, where it is installed
     gc.freeze()
 
 def _line(error: Exception) -> str:

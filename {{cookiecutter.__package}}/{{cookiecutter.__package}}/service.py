@@ -77,7 +77,8 @@ def card(
     what = f"one of {', '.join(target.labels)}" if target.classes else "a number"
     reads = f"It predicts {target.name}, {what}, from {len(schema.columns)} columns, with a model of the family {manifest['family']}."
     threshold = f" {target.labels[1]} is answered from a probability of {release.predictor.threshold:.3g} on." if release.predictor.threshold is not None else ""
-    return f"{reads}{threshold} Its metrics are those of rows that it has not learnt from. A value out of range or a category that is not known is {WORDS[schema.outcome('out_of_range')]} and {WORDS[schema.outcome('unseen_category')]}."
+    odd = f"A value out of range is {WORDS[schema.outcome('out_of_range')]}, a category that is not known {WORDS[schema.outcome('unseen_category')]}."
+    return f"{reads}{threshold} Its metrics are those of rows that it has not learnt from. {odd}"
 
 WORDS = {"error": "refused", "warn": "answered with a word", "impute": "taken for missing"}
 
